@@ -1,0 +1,76 @@
+"""Find a base model: an alias, a diffusers folder on disk, or a hub id; say clearly why not.
+
+Nothing is loaded here; weights are read by the families.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from trainers import samples
+from trainers.errors import BaseError
+
+HUB_ALIASES = {"sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+EMBEDDED = ("tiny-sd",)
+PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+KIND = "StableDiffusionPipeline"
+
+
+def find(base: str) -> Path:
+    """The folder of a base, downloaded from the hub if need be.
+
+    Raises BaseError: no such folder, no such alias, not to be had offline, or a model of another kind.
+    """
+    if base in EMBEDDED:
+        return checked(samples.base_folder(base), base)
+    folder = Path(base).expanduser()
+    if folder.exists():
+        return checked(folder, base)
+    name = HUB_ALIASES.get(base, base)
+    if base not in HUB_ALIASES and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise BaseError(
+            f"base {base!r}: there is no folder {folder.absolute()}, and it is no alias or hub id",
+            next_step=f"name a diffusers folder, a hub id such as owner/name, or one of {', '.join((*EMBEDDED, *HUB_ALIASES))}",
+        )
+    return checked(_from_hub(name, base), base)
+
+
+def _from_hub(name: str, base: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt"))]
+    wanted += [f"{part}/{stem}.safetensors" for part in PARTS for stem in ("model", "diffusion_pytorch_model")]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseError(
+            f"base {base!r} can't be had: looked for {name} on the hub and in {constants.HF_HUB_CACHE} ({reason})",
+            next_step="go online once, or name a folder that holds the model in diffusers' layout, or use --base tiny-sd",
+        ) from error
+
+
+def checked(folder: Path, base: str) -> Path:
+    """The folder, if it is a whole Stable Diffusion 1.x model in diffusers' layout."""
+    index = folder / "model_index.json"
+    step = "name a folder in diffusers' layout (it holds model_index.json, unet/, vae/, text_encoder/, tokenizer/)"
+    if not folder.is_dir():
+        raise BaseError(f"base {base!r}: {folder} is a file, not a folder", next_step=step)
+    if not index.is_file():
+        raise BaseError(f"base {base!r}: {folder} holds no model_index.json", next_step=step)
+    try:
+        facts = json.loads(index.read_text())
+    except ValueError as error:
+        raise BaseError(f"base {base!r}: {index} can't be read: {error}", next_step="get the model anew") from error
+    kind = facts.get("_class_name") if isinstance(facts, dict) else None
+    if kind != KIND:
+        raise BaseError(
+            f"base {base!r} is of another kind: {kind}, wanted {KIND} (Stable Diffusion 1.x)",
+            next_step="use an SD 1.x base such as sd15 or tiny-sd",
+        )
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise BaseError(f"base {base!r}: {folder} is not whole", [f"{part}/ is missing" for part in missing], "get the model anew")
+    return folder

@@ -1,0 +1,109 @@
+"""Checkpoints: a folder that is whole or absent. Written aside, flushed, then renamed; a manifest holds each file's digest.
+
+`runs/ink/checkpoints/step-000100/{tensors.safetensors, facts.json, manifest.json}`. No generator state is stored: every
+random number is a function of (seed, step, sample), so the tensors and the step are all that a run is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainers.errors import RunError
+
+NAME = re.compile(r"step-(\d{6,})$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds: tensors by name, and facts that JSON can say."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file has its old content or all of the new, whenever the machine stops."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int) -> Path:
+    """Write checkpoint `step` under `folder`, then remove all but the newest `keep`. Raises RunError if it can't be written."""
+    final = folder / f"step-{step:06d}"
+    partial = folder / f".{final.name}.tmp"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / "tensors.safetensors")
+        (partial / "facts.json").write_text(json.dumps(dict(facts), sort_keys=True))
+        names = ("tensors.safetensors", "facts.json")
+        (partial / "manifest.json").write_text(json.dumps({name: _digest(partial / name) for name in names}))
+        for file in partial.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        _flush_folder(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _flush_folder(folder)
+    except OSError as error:
+        raise RunError(f"checkpoint {final} can't be written: {error}", next_step="free some space, then `stylora resume`") from error
+    for old in _folders(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if NAME.match(path.name)), key=lambda p: -int(p.name[5:]))
+
+
+def is_whole(path: Path) -> bool:
+    """Every file is there and has the digest that the manifest says."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        return bool(manifest) and all(_digest(path / name) == digest for name, digest in manifest.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint under `folder`; broken ones are passed over."""
+    for path in _folders(folder):
+        if is_whole(path):
+            return Checkpoint(int(path.name[5:]), load_file(path / "tensors.safetensors"), json.loads((path / "facts.json").read_text()))
+    return None

@@ -1,0 +1,82 @@
+"""The commands that make adapters: train · resume · batch · doctor. The only place that prints.
+
+`python -m trainers train --data pictures --out runs/ink`; `stylora` mounts the same commands.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainers.console import StyloraGroup, follow, say, show_notes
+from trainers.options import with_options
+
+app = typer.Typer(cls=StyloraGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="any setting, such as optim.lr=2e-4; may be repeated")]
+File = Annotated[Path | None, typer.Argument(metavar="[FILE.toml]", help="settings as a TOML file; flags and --set win over it")]
+
+
+@app.command()
+@with_options
+def train(file: File = None, sets: Sets = [], *, values: dict[str, Any]) -> None:  # noqa: B006
+    """Teach a base a style from a folder of pictures; leaves one small adapter file."""
+    from trainers.config import TrainConfig
+
+    config = TrainConfig.build(file=file, values=values, sets=sets)
+    from trainers import run
+
+    run.check_folder(config.out)
+    follow(run.start(config), config.train.steps)
+
+
+@app.command()
+def resume(folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder given to `train --out`")]) -> None:
+    """Go on with a stopped run from its newest checkpoint; the result is the same to the bit."""
+    from trainers import run
+
+    config = run.read_config(folder)
+    follow(run.resume(folder), config.train.steps)
+
+
+@app.command()
+@with_options
+def batch(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER…", help="one adapter is trained for each")],
+    sets: Sets = [],  # noqa: B006
+    *,
+    values: dict[str, Any],
+) -> None:
+    """Train one adapter per folder, the base loaded once; run again, it does only what isn't finished."""
+    from trainers import batch as batching
+
+    results = batching.run_all(folders, values, sets, lambda events, steps: follow(events, steps))
+    batching.print_table(results)
+    if any(result.error for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="folder of pictures")],
+    trigger: Annotated[str, typer.Option(help="word put before every caption")] = "",
+    instance_prompt: Annotated[str | None, typer.Option(help="one caption for the pictures that have none")] = None,
+    require_captions: Annotated[bool, typer.Option(help="a picture without its own caption is an error")] = False,
+    min_side: Annotated[int, typer.Option(min=1, help="shorter side a picture must have, in pixels")] = 1,
+) -> None:
+    """Say what is in a folder of pictures and all that is wrong with it; loads no model."""
+    from trainers import doctor as examiner
+
+    report = examiner.examine(
+        folder, trigger=trigger, instance_prompt=instance_prompt, require_captions=require_captions, min_side=min_side
+    )
+    show_notes(report.notes)
+    examiner.sound(report, folder)
+    say(f"[green]{len(report.samples)} pictures, nothing wrong.[/]")
+
+
+def main() -> None:
+    """Entry of `python -m trainers`."""
+    app()

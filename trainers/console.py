@@ -1,0 +1,172 @@
+"""How the command line speaks: errors without tracebacks, a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from trainers.errors import StyloraError
+
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+
+
+class StyloraGroup(TyperGroup):
+    """Prints a StyloraError as text and exits with 1; ctrl-C exits with 130; anything else is a bug and shows itself."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        try:
+            return super().invoke(ctx)
+        except StyloraError as error:
+            complain(error)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            complain(StyloraError("stopped", next_step="a begun run goes on with `stylora resume RUN`"))
+            sys.exit(130)
+
+
+def complain(error: StyloraError) -> None:
+    """What is wrong, each fault, what to do next; on stderr."""
+    typer.secho(f"Error: {error.what}", fg="red", err=True)
+    for fault in error.faults:
+        typer.echo(f"  - {fault}", err=True)
+    if error.next_step:
+        typer.echo(f"Next: {error.next_step}", err=True)
+
+
+def say(text: str) -> None:
+    """One line with rich's markup on stdout; file names are never wrapped."""
+    from rich.console import Console
+
+    Console(soft_wrap=True, highlight=False).print(text)
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        say(f"[dim]·[/] {escape(note)}")
+
+
+def escape(text: str) -> str:
+    """Text as it is, its brackets no markup."""
+    from rich.markup import escape as rich_escape
+
+    return rich_escape(text)
+
+
+def size(count: float) -> str:
+    """Bytes for people: 812 MB, 1.4 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def follow(events: Iterable[Any], steps: int) -> dict[str, Any]:
+    """Draw a run's events as they come; returns the report of the finished run (empty if there was nothing to do)."""
+    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+        for _ in events:
+            pass
+        return {}
+    if not sys.stdout.isatty():
+        return _plain(events, steps)
+    return _live(events, steps)
+
+
+def _plain(events: Iterable[Any], steps: int) -> dict[str, Any]:
+    """A line for what matters, and about twenty for the steps."""
+    report: dict[str, Any] = {}
+    every = max(1, steps // 20)
+    for event in events:
+        kind = type(event).__name__
+        if kind == "Step":
+            if event.step % every == 0 or event.step == steps:
+                say(f"step {event.step}/{steps} {_step_text(event)}")
+        elif kind != "Busy":
+            report = _tell(event) or report
+    return report
+
+
+def _live(events: Iterable[Any], steps: int) -> dict[str, Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}")]
+    report: dict[str, Any] = {}
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()) as bar:
+        before = bar.add_task("preparing", total=None, facts="")
+        training = None
+        for event in events:
+            kind = type(event).__name__
+            if kind == "Busy":
+                bar.update(before, description=event.what, completed=event.done, total=event.total)
+            elif kind == "Step" and training is not None:
+                bar.update(training, completed=event.step, facts=_step_text(event))
+            else:
+                if kind == "Started":
+                    bar.remove_task(before)
+                    training = bar.add_task("training", total=steps, completed=event.first_step, facts="")
+                report = _tell(event, bar.console) or report
+    return report
+
+
+def _step_text(event: Any) -> str:
+    speed = event.pictures / event.seconds if event.seconds else 0.0
+    return f"loss {event.loss:.4f} · lr {event.lr:.2e} · {speed:.1f} pictures/s · {size(event.memory)}"
+
+
+def _tell(event: Any, console: Any = None) -> dict[str, Any]:
+    """Print one event that isn't a step; returns the report if it is the last."""
+    from rich.console import Console
+
+    console = console or Console(soft_wrap=True, highlight=False)
+    for line in _lines(event):
+        console.print(line, soft_wrap=True, highlight=False)
+    return dict(event.report) if type(event).__name__ == "Finished" else {}
+
+
+def _lines(event: Any) -> Iterator[str]:
+    kind = type(event).__name__
+    if kind == "Note":
+        yield f"[dim]·[/] {escape(event.text)}"
+    elif kind == "Cached":
+        yield f"[dim]·[/] encodings: {event.encoded} made, {event.reused} taken from the cache"
+    elif kind == "Started":
+        yield f"[bold]{escape(event.name)}[/]: {event.samples} pictures, {event.steps} steps on {escape(event.base)}"
+        low, high = event.exposures
+        seen = f"{low}" if low == high else f"{low} to {high}"
+        yield f"[dim]·[/] {event.device}, {event.precision}, attention by {event.attention}, {event.optimizer}; each picture is seen {seen} times"
+        for part, (trainable, total) in event.parameters.items():
+            yield f"[dim]·[/] {part}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})"
+        if event.first_step:
+            yield f"[dim]·[/] going on after step {event.first_step}"
+    elif kind == "Saved":
+        yield f"[dim]·[/] checkpoint at step {event.step}: {escape(event.path)}"
+    elif kind == "Preview":
+        yield f"[dim]·[/] preview at step {event.step}: {escape(event.path)}"
+    elif kind == "Finished":
+        yield f"[green]done[/] in {event.seconds:.0f} s: {escape(event.path)} (sha256 {event.sha256[:12]})"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        drawn.add_row(*(escape(cell) for cell in row))
+    Console(soft_wrap=not sys.stdout.isatty()).print(drawn)

@@ -1,0 +1,115 @@
+"""What a training tells the world, one JSON line each: Started, Cached, Busy, Note, Step, Preview, Saved,
+Finished.
+
+The command line draws them, `runs/<name>/events.jsonl` keeps them, and the studio follows that file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Started:
+    """Everything is loaded; the first step comes next."""
+
+    name: str
+    base: str
+    device: str
+    precision: str
+    attention: str
+    samples: int
+    steps: int
+    first_step: int  # 0, or where a resumed run goes on
+    parameters: dict[str, tuple[int, int]]  # component -> (trainable, total)
+    optimizer: str
+    exposures: tuple[int, int]  # how often a picture is seen in this run: fewest, most
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Pictures and captions are encoded: how many were made now, how many lay on disk."""
+
+    encoded: int
+    reused: int
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Work before the first step: `done` of `total` pictures encoded, class pictures made …"""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something a person should know that stops nothing."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer update is done."""
+
+    step: int  # counted from 1
+    loss: float
+    lr: float
+    grad_norm: float
+    seconds: float  # wall time of this step
+    pictures: int  # samples in it, over all processes
+    memory: int  # peak so far in bytes: of the GPU where there is one, else of the process
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Pictures from fixed seeds, in one sheet."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint stands on disk."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The adapter is written."""
+
+    path: str
+    sha256: str
+    steps: int
+    seconds: float
+    report: dict[str, Any]
+
+
+Event = Started | Cached | Busy | Note | Step | Preview | Saved | Finished
+KINDS: dict[str, type] = {kind.__name__: kind for kind in (Started, Cached, Busy, Note, Step, Preview, Saved, Finished)}
+
+
+def to_json(event: Event) -> str:
+    """One line, `event` first."""
+    return json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)})
+
+
+def from_json(line: str) -> Event:
+    """The inverse of `to_json`; raises KeyError or TypeError on a line that is none of ours."""
+    fields = json.loads(line)
+    kind = KINDS[fields.pop("event")]
+    for field in dataclasses.fields(kind):
+        if str(field.type).startswith("tuple"):
+            fields[field.name] = tuple(fields[field.name])
+        if field.name == "parameters":
+            fields[field.name] = {name: tuple(pair) for name, pair in fields[field.name].items()}
+    event: Event = kind(**fields)
+    return event

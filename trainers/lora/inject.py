@@ -1,0 +1,218 @@
+"""Put LoRA into a model and take the adapter out again. The one door to peft.
+
+LoRA (Hu et al. 2021): y = W x + scale * up (down x), scale = alpha / rank; rsLoRA (Kalajdzievski 2023): alpha / sqrt(rank).
+`down` starts random (Kaiming uniform), `up` at zero, so a fresh injection changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from trainers.errors import AdapterError, ConfigError
+from trainers.lora.pair import LoraPair
+
+TEXT_ROOT = "text_model."  # files keep this level of CLIP's paths, transformers 5 dropped it
+
+PRESETS: dict[str, dict[str, str]] = {
+    "unet": {
+        "attention": r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$",
+        "attention+ff": r"\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))$",
+        "all-linear": r"\.transformer_blocks\..*|\.(proj_in|proj_out|time_emb_proj)$",
+    },
+    "text_encoder": {
+        "attention": r"\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$",
+        "attention+ff": r"\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.fc[12])$",
+        "all-linear": r"\.layers\..*",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How LoRA goes into one component. `alpha` None means equal to the rank, so that the scale is 1."""
+
+    rank: int
+    alpha: float | None = None
+    dropout: float = 0.0
+    rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        alpha = self.rank if self.alpha is None else self.alpha
+        return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def canonical(component: str, path: str) -> str:
+    """The name a module has in adapter files: `text_encoder.text_model.encoder.layers.0.self_attn.q_proj`."""
+    if component.startswith("text_encoder") and not path.startswith(TEXT_ROOT):
+        path = TEXT_ROOT + path
+    return f"{component}.{path}"
+
+
+def candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module that can carry LoRA here: linear layers and convolutions, by path."""
+    kinds = (nn.Linear, nn.Conv2d)
+    return {path: module for path, module in model.named_modules() if isinstance(module, kinds) and ".lora_" not in path}
+
+
+def targets(component: str, model: nn.Module, choice: str | Sequence[str]) -> list[str]:
+    """Paths in `model` that a preset or a list of regular expressions chooses.
+
+    Raises ConfigError if a pattern is broken or matches nothing: a target that isn't there must not pass in silence.
+    """
+    presets = PRESETS[component]
+    if isinstance(choice, str) and choice in presets:
+        linear = {path for path, module in candidates(model).items() if isinstance(module, nn.Linear) or "proj_" in path}
+        return sorted(path for path in linear if re.search(presets[choice], f".{path}"))
+    patterns = [choice] if isinstance(choice, str) else list(choice)
+    paths, faults, chosen = list(candidates(model)), [], set()
+    for pattern in patterns:
+        try:
+            found = {path for path in paths if re.search(pattern, f"{component}.{path}")}
+        except re.error as error:
+            faults.append(f"{pattern!r} is no regular expression: {error}")
+            continue
+        if not found:
+            faults.append(f"{pattern!r} matches no linear layer or convolution of the {component}")
+        chosen |= found
+    if faults:
+        example = f"{component}.{paths[len(paths) // 2]}"
+        raise ConfigError(
+            f"LoRA can't be put into the {component} as asked",
+            faults,
+            f"use one of {', '.join(presets)}, or patterns that match paths such as {example}",
+        )
+    return sorted(chosen)
+
+
+def inject(component: str, model: nn.Module, paths: Sequence[str], shape: Shape, seed: int) -> None:
+    """Put fresh, trainable float32 LoRA into `model` at `paths`; everything else of it is frozen.
+
+    Each `down` is drawn from a generator seeded by (seed, path), so one target more changes no other's start.
+    """
+    model.requires_grad_(False)
+    alpha = shape.scale * shape.rank  # peft is told plain LoRA's alpha: one meaning of scale everywhere
+    config = LoraConfig(r=shape.rank, lora_alpha=alpha, lora_dropout=shape.dropout, target_modules=list(paths))  # type: ignore[arg-type]
+    _inject(config, model, "default")
+    for path, layer in layers(model):
+        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        seed_bytes = hashlib.sha256(f"{seed}/{canonical(component, path)}".encode()).digest()[:8]
+        generator = torch.Generator().manual_seed(int.from_bytes(seed_bytes, "little"))
+        start = torch.empty(down.shape)
+        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+        down.data, up.data = start.to(down.device), torch.zeros(up.shape, device=up.device)
+
+
+def _inject(config: LoraConfig, model: nn.Module, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*already found a.*peft_config.*")  # several adapters are meant
+        inject_adapter_in_model(config, model, adapter_name=name)
+
+
+def layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """(path, peft layer) of every module that carries LoRA."""
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield path, module
+
+
+def trainable(component: str, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Named LoRA parameters: `<canonical path>.down`, `.up`."""
+    found = []
+    for path, layer in layers(model):
+        name = canonical(component, path)
+        found += [(f"{name}.down", layer.lora_A["default"].weight), (f"{name}.up", layer.lora_B["default"].weight)]
+    return found
+
+
+def extract(component: str, model: nn.Module) -> dict[str, LoraPair]:
+    """Copies of the LoRA factors on the CPU in float32, alpha so that alpha / rank is the scale in use."""
+    pairs = {}
+    for path, layer in layers(model):
+        down, up = (_copy(half["default"].weight) for half in (layer.lora_A, layer.lora_B))
+        pairs[canonical(component, path)] = LoraPair(down, up, layer.scaling["default"] * down.shape[0])
+    return pairs
+
+
+def _copy(weight: Tensor) -> Tensor:
+    return weight.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+
+def attach(parts: Mapping[str, nn.Module], pairs: Mapping[str, LoraPair], weight: float, name: str) -> None:
+    """Make frozen LoRA of `pairs` act in the models, each module with its own rank and alpha, times `weight`.
+
+    Raises AdapterError naming every module the base lacks or whose size differs; then nothing was attached.
+    """
+    located, faults = _locate(parts, pairs)
+    if faults:
+        raise AdapterError(
+            "the adapter doesn't fit this base", faults, "use the base it was trained on (`stylora generate --base …`)"
+        )
+    for component, found in located.items():
+        model = parts[component]
+        ranks = {path: pair.rank for path, pair in found.items()}
+        config = LoraConfig(r=1, lora_alpha=1, target_modules=list(found), rank_pattern=ranks)  # type: ignore[arg-type]
+        _inject(config, model, name)
+        for path, layer in layers(model):
+            if path not in found:
+                continue
+            pair = found[path]
+            for half, tensor in ((layer.lora_A[name], pair.down), (layer.lora_B[name], pair.up)):
+                half.weight.data = tensor.to(half.weight.device, half.weight.dtype)
+            layer.scaling[name] = weight * pair.scale
+            layer.set_adapter([key for key in layer.lora_A])
+        model.requires_grad_(False)
+
+
+def _locate(
+    parts: Mapping[str, nn.Module], pairs: Mapping[str, LoraPair]
+) -> tuple[dict[str, dict[str, LoraPair]], list[str]]:
+    """Pairs by component and the model's own path, and what does not fit."""
+    known = {
+        canonical(component, path.replace(".base_layer", "")): (component, path.replace(".base_layer", ""), module)
+        for component, model in parts.items()
+        for path, module in candidates(model).items()
+    }
+    located: dict[str, dict[str, LoraPair]] = {}
+    faults = []
+    for name, pair in pairs.items():
+        if name not in known:
+            faults.append(f"{name}: the base has no such module")
+            continue
+        component, path, module = known[name]
+        want = tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
+        got = (pair.up.shape[0], *pair.down.shape[1:])
+        if got != want and got != want + (1, 1) and got + (1, 1) != want:
+            faults.append(f"{name}: made for {got}, the base has {want}")
+            continue
+        located.setdefault(component, {})[path] = _reshaped(pair, module)
+    return located, faults
+
+
+def _reshaped(pair: LoraPair, module: nn.Module) -> LoraPair:
+    """A pair with 1 x 1 kernels for a linear layer, or the reverse: drop or add the two kernel dimensions."""
+    dimensions = 4 if isinstance(module, nn.Conv2d) else 2
+    if pair.down.dim() == dimensions:
+        return pair
+    down, up = ((t[..., None, None] if dimensions == 4 else t.flatten(1)) for t in (pair.down, pair.up))
+    return LoraPair(down, up, pair.alpha)
+
+
+def remove(model: nn.Module) -> None:
+    """Take all LoRA off: every module is again the very one that was there before."""
+    for path, layer in list(layers(model)):
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model._hf_peft_config_loaded = False  # type: ignore[assignment]

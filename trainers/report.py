@@ -1,0 +1,128 @@
+"""What a finished run says of itself: the header of the adapter file, report.json, and their numbers.
+
+The header holds no clock, no path and no machine: equal runs give equal bytes. Times and memory stand in report.json.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from trainers import devices, optim
+from trainers.config import TrainConfig
+from trainers.families.stable_diffusion import StableDiffusion
+from trainers.lora.metadata import kohya_metadata, modelspec_metadata
+from trainers.plot import enlarged
+from trainers.prepare import Data
+
+THUMBNAIL = 256  # side in pixels
+PLACES = {"data", "out"}  # settings that say where, not what
+PACE = {"save_every", "keep", "preview_every", "preview_prompts", "micro_batch", "gradient_checkpointing", "device"}
+
+
+def parameters(family: StableDiffusion, groups: Sequence[optim.FlatGroup]) -> dict[str, tuple[int, int]]:
+    """(trainable, total) numbers by component."""
+    trained = {group.name: group.numel for group in groups}
+    models = family.loaded_parts()
+    totals = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    return {name: (trained.get(name, 0), totals[name]) for name in models}
+
+
+def thumbnail(config: TrainConfig, family: StableDiffusion, data: Data) -> bytes:
+    """A JPEG of the first caption, made with the finished adapter and the run's seed."""
+    for model in family.parts().values():
+        model.eval()
+    picture = family.sample([data.captions[0]], [config.seed], size=(data.resolution, data.resolution))[0]
+    stream = io.BytesIO()
+    small: Image.Image = enlarged(picture, THUMBNAIL)
+    small.save(stream, format="JPEG", quality=88)
+    return stream.getvalue()
+
+
+def header(config: TrainConfig, family: StableDiffusion, data: Data, picture: bytes) -> dict[str, str]:
+    """kohya's and modelspec's entries, and stylora's own: version, base digest, data digest, config."""
+    lora, settings = config.lora, config.optim
+    folders = Counter(sample.path.parent.name for sample in data.samples if not sample.prior)
+    repeats = {sample.path.parent.name: sample.repeats for sample in data.samples}
+    tags: dict[str, Counter[str]] = {}
+    for sample in data.samples:
+        if not sample.prior:
+            words = [tag.strip() for tag in sample.caption.split(",") if tag.strip()]
+            tags.setdefault(f"{sample.repeats}_{sample.path.parent.name}", Counter()).update(words)
+    buckets = Counter(data.plan.buckets)
+    entries = kohya_metadata(
+        base_version="sd_v1",
+        rank=lora.rank,
+        alpha=lora.unet_alpha,
+        name=config.adapter_name,
+        network_args={"dropout": lora.dropout, "rslora": lora.rslora},
+        base_name=config.base.rstrip("/").rsplit("/", 1)[-1],
+        base_digest=family.digest("unet"),
+        seed=config.seed,
+        steps=config.train.steps,
+        epochs=config.train.steps * config.train.batch // data.plan.epoch_length,
+        learning_rate=settings.lr,
+        unet_lr=settings.lr,
+        text_encoder_lr=settings.text_encoder_lr if lora.text_encoder else 0.0,
+        optimizer=settings.name,
+        schedule=settings.schedule,
+        resolution=(data.resolution, data.resolution),
+        pictures=sum(folders.values()),
+        tag_frequency={name: dict(sorted(count.items())) for name, count in tags.items()},
+        dataset_dirs={f"{repeats[n]}_{n}": {"n_repeats": repeats[n], "img_count": folders[n]} for n in folders},
+        bucket_info={"buckets": {str(k): {"resolution": b, "count": c} for k, (b, c) in enumerate(sorted(buckets.items()))}},  # type: ignore[type-var]
+        min_snr_gamma=config.objective.min_snr_gamma,
+        noise_offset=config.objective.noise_offset,
+        mixed_precision=config.train.precision,
+    )
+    entries |= modelspec_metadata(
+        base_version="sd_v1",
+        title=config.adapter_name,
+        resolution=(data.resolution, data.resolution),
+        prediction=family.prediction,
+        trigger=config.dataset.trigger,
+        thumbnail=picture,
+    )
+    own = {
+        "stylora.version": "1",
+        "stylora.base_digest": family.digest("unet"),
+        "stylora.data_digest": data.digest,
+        "stylora.config": json.dumps(_settings(config), sort_keys=True),
+    }
+    return entries | own
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that can change the adapter's numbers."""
+    kept: dict[str, Any] = config.model_dump(mode="json", exclude=PLACES | {"name"})
+    kept["train"] = {key: value for key, value in kept["train"].items() if key not in PACE}
+    kept["dataset"].pop("cache")
+    return kept
+
+
+def facts(config: TrainConfig, machine: devices.Machine, data: Data, losses: Sequence[float], seconds: float) -> dict[str, Any]:
+    """report.json without what only the caller knows; seconds and bytes."""
+    shown = [n for n, s in zip(data.plan.exposures(config.train.steps), data.samples, strict=True) if not s.prior]
+    tenth = max(1, len(losses) // 10)
+    return {
+        "name": config.adapter_name,
+        "base": config.base,
+        "steps": config.train.steps,
+        "seconds": round(seconds, 2),
+        "pictures_per_second": round(config.train.steps * config.train.batch / seconds, 2) if seconds else 0.0,
+        "loss_first_tenth": sum(losses[:tenth]) / tenth,
+        "loss_last_tenth": sum(losses[-tenth:]) / tenth,
+        "peak_memory_bytes": devices.peak_memory(machine.device),
+        "device": str(machine.device),
+        "precision": machine.precision,
+        "processes": machine.world,
+        "optimizer": config.optim.name,
+        "pictures": len(shown),
+        "exposures_per_picture": [min(shown), max(shown)],
+        "data_digest": data.digest,
+    }
