@@ -16,14 +16,18 @@ def generate(
     prompt: Annotated[str, typer.Option(help="what to draw")],
     out: Annotated[Path, typer.Option(help="PNG file to write; several are numbered")],
     base: Annotated[str, typer.Option(help="tiny-sd, sd15, a diffusers folder or a hub id")] = "tiny-sd",
-    adapter: Annotated[list[str], typer.Option(metavar="FILE[:WEIGHT]", help="adapter file or run folder; may be repeated")] = [],  # noqa: B006
+    adapter: Annotated[
+        list[str], typer.Option(metavar="FILE[:WEIGHT]", help="adapter file or run folder; may be repeated")
+    ] = [],  # noqa: B006
     negative: Annotated[str, typer.Option(help="what to keep out of the picture")] = "",
     seed: Annotated[int, typer.Option(help="of the first picture; the next has seed + 1")] = 0,
     count: Annotated[int, typer.Option(help="how many pictures")] = 1,
     steps: Annotated[int, typer.Option(help="denoising steps")] = 25,
     guidance: Annotated[float, typer.Option(help="how closely to follow the prompt")] = 7.5,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="such as 512x768; default: the base's own")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim, euler, euler-a, dpm++2m, dpm++2m-karras, unipc, pndm; default: the base's")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim, euler, euler-a, dpm++2m, dpm++2m-karras, unipc, pndm; default: the base's")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
     overwrite: Annotated[bool, typer.Option(help="write over pictures that are there")] = False,
 ) -> None:
@@ -37,7 +41,9 @@ def generate(
     family = drawing.load(base, used, device)
     made = drawing.pictures(family, asked)
     for path, (picture, own_seed) in zip(paths, made, strict=True):
-        drawing.write(path, picture, drawing.parameters_text(asked, own_seed, picture, base, family.digest("unet"), used))
+        drawing.write(
+            path, picture, drawing.parameters_text(asked, own_seed, picture, base, family.digest("unet"), used)
+        )
         say(f"[green]{path}[/] seed {own_seed}")
 
 
@@ -45,7 +51,9 @@ def generate(
 def demo(
     style: Annotated[str, typer.Option(help="one of the sample styles")] = "ink",
     out: Annotated[Path, typer.Option(help="new folder for everything it makes")] = Path("runs/demo"),
-    steps: Annotated[int | None, typer.Option(min=1, help="fewer steps for a quick look; default: as `stylora train`")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="fewer steps for a quick look; default: as `stylora train`")
+    ] = None,
     sets: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="any setting of `stylora train`")] = [],  # noqa: B006
 ) -> None:
     """Train a sample style on the embedded base and show before and after; about two minutes on two cores."""
@@ -54,10 +62,19 @@ def demo(
     chosen = [*sets, *([f"train.steps={steps}"] if steps else [])]
     follow(show.events(style, out, chosen), show.config_for(style, out, chosen).train.steps)
     report = show.read_report(out)
-    names = ("style_gain", "content_kept", "content_of_base", "steps", "seconds", "pictures_per_second", "seconds_whole_demo")
+    names = (
+        "style_gain",
+        "content_kept",
+        "content_of_base",
+        "steps",
+        "seconds",
+        "pictures_per_second",
+        "seconds_whole_demo",
+    )
     table(f"{style} on tiny-sd", ("figure", "value"), [(name, str(report[name])) for name in names])
     say(f"Look at [bold]{out / 'before_after.png'}[/]. The adapter is [bold]{out / report['adapter']}[/].")
-    say(f'Next: [bold]stylora generate --adapter {out / report["adapter"]} --prompt "a red star at night, {style} style" --out star.png[/]')
+    command = f'stylora generate --adapter {out / report["adapter"]} --prompt "a red star at night, {style} style"'
+    say(f"Next: [bold]{command} --out star.png[/]")
     say("or teach it your own pictures: [bold]stylora train --data FOLDER --out runs/mine[/]")
 
 

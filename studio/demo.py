@@ -45,7 +45,9 @@ def prompts(style: str) -> list[Prompt]:
     for k in range(COUNT):
         thing, colour = UNSEEN[k % len(UNSEEN)], COLOURS[(k + k // len(COLOURS)) % len(COLOURS)]
         article = "an" if colour[0] in "aeiou" else "a"
-        made.append(Prompt(thing, f"{article} {colour} {thing} {SETTINGS[(k + k // 6) % len(SETTINGS)]}, {style} style"))
+        made.append(
+            Prompt(thing, f"{article} {colour} {thing} {SETTINGS[(k + k // 6) % len(SETTINGS)]}, {style} style")
+        )
     return made
 
 
@@ -72,7 +74,11 @@ def compare(config: TrainConfig, style: str, opened: run.Opened, begun: float) -
         if rows:
             inject.attach(family.parts(), Adapter.load(run.adapter_path(config)).pairs, 1.0, "demo")
         yield Busy(f"pictures by {name}", 0, COUNT)
-        rows.append(family.sample([p.text for p in asked], range(FIRST_SEED, FIRST_SEED + COUNT), steps=STEPS, guidance=GUIDANCE))
+        rows.append(
+            family.sample(
+                [p.text for p in asked], range(FIRST_SEED, FIRST_SEED + COUNT), steps=STEPS, guidance=GUIDANCE
+            )
+        )
         yield Busy(f"pictures by {name}", COUNT, COUNT)
     for model in family.loaded_parts().values():
         inject.remove(model)

@@ -6,7 +6,17 @@ import os
 import platform
 from importlib import metadata
 
-PACKAGES = ("stylora", "torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "xformers")
+PACKAGES = (
+    "stylora",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "safetensors",
+    "xformers",
+)
 
 
 def facts() -> list[tuple[str, str]]:
@@ -20,7 +30,10 @@ def facts() -> list[tuple[str, str]]:
     lines = [("python", f"{platform.python_version()} on {platform.platform()}")]
     lines += [(name, _version(name)) for name in PACKAGES]
     lines += [
-        ("device", f"{machine.device}" + (f" ({torch.cuda.get_device_name()})" if machine.device.type == "cuda" else "")),
+        (
+            "device",
+            f"{machine.device}" + (f" ({torch.cuda.get_device_name()})" if machine.device.type == "cuda" else ""),
+        ),
         ("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"),
         ("precision", f"{machine.precision} (train.precision=auto)"),
         ("attention", f"{chosen.name}: {chosen.why}"),

@@ -1,6 +1,6 @@
 """Prompt + base + adapters -> pictures whose PNG files say how they were made.
 
-`stylora generate --base tiny-sd --adapter runs/ink/ink.safetensors:0.8 --prompt "a blue boat at night" --seed 7 --out boat.png`
+`stylora generate --base tiny-sd --adapter runs/ink/ink.safetensors:0.8 --prompt "a blue boat at night" --out boat.png`
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Used:
 
 @dataclass(frozen=True)
 class Request:
-    """What to make; `size` is (width, height), None the base's own; `seed` belongs to the first picture, the next has seed + 1."""
+    """What to make; `size` is (width, height), None the base's own; picture k has seed + k."""
 
     prompt: str
     negative: str = ""
@@ -91,7 +91,9 @@ def parse_used(text: str) -> Used:
                 f"--adapter {path}: this folder holds no finished run", next_step="name the .safetensors file itself"
             ) from error
     if not path.is_file():
-        raise AdapterError(f"--adapter {path}: there is no such file", next_step="name an adapter file, or a finished run's folder")
+        raise AdapterError(
+            f"--adapter {path}: there is no such file", next_step="name an adapter file, or a finished run's folder"
+        )
     return Used(path, weight)
 
 
@@ -101,7 +103,11 @@ def targets_of(out: Path, count: int, overwrite: bool) -> list[Path]:
         raise RunError(f"--out {out}: pictures are written as PNG", next_step=f"use {out.with_suffix('.png')}")
     paths = [out] if count == 1 else [out.with_name(f"{out.stem}-{k + 1}{out.suffix}") for k in range(count)]
     if not overwrite and (there := [path for path in paths if path.exists()]):
-        raise RunError("that would write over pictures", [f"{path} exists" for path in there], "name another --out, or add --overwrite")
+        raise RunError(
+            "that would write over pictures",
+            [f"{path} exists" for path in there],
+            "name another --out, or add --overwrite",
+        )
     return paths
 
 
@@ -149,7 +155,9 @@ def _check_size(family: StableDiffusion, size: tuple[int, int] | None) -> None:
         )
 
 
-def parameters_text(request: Request, seed: int, picture: Image.Image, base: str, base_digest: str, used: Sequence[Used]) -> str:
+def parameters_text(
+    request: Request, seed: int, picture: Image.Image, base: str, base_digest: str, used: Sequence[Used]
+) -> str:
     """The text that A1111 and the tools after it write into a PNG's "parameters" chunk and read from there."""
     loras = "".join(f" <lora:{one.path.stem}:{one.weight:g}>" for one in used)
     lines = [request.prompt + loras]

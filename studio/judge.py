@@ -1,7 +1,8 @@
 """Says what a drawn scene shows: a small classifier with two heads, the object and its colour.
 
-It measures whether a style adapter keeps the content (`content_kept`) and whether the embedded base draws what was asked.
-Trained by `python sample_data/make/judge.py` on drawn scenes in every look; its own held-out accuracy travels in the file.
+It measures whether a style adapter keeps the content (`content_kept`) and whether the embedded base draws what was
+asked. Trained by `python sample_data/make/judge.py` on drawn scenes in every look; its own held-out accuracy travels
+in the file.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ class SceneJudge(nn.Module):
         batch = torch.cat([fitted(picture) for picture in tensors(pictures)])
         device = next(self.parameters()).device
         things, colours = (logits.softmax(-1).max(-1) for logits in self(batch.to(device)))
-        found = zip(*(x.tolist() for x in (things.indices, colours.indices, things.values, colours.values)), strict=True)
+        found = zip(
+            *(x.tolist() for x in (things.indices, colours.indices, things.values, colours.values)), strict=True
+        )
         return [Verdict(self.things[t], self.colours[c], p, q) for t, c, p, q in found]
 
     def save(self, path: Path | str, dtype: torch.dtype = torch.float16) -> None:

@@ -115,7 +115,7 @@ def distance(a: Pictures, b: Pictures) -> float:
 
 
 def style_gain(with_adapter: Pictures, base: Pictures, style: Pictures) -> float:
-    """1 - d(with, style) / d(base, style): 1 arrived, 0 no nearer, negative further off; NaN if base is there already."""
+    """1 - d(with, style) / d(base, style): 1 arrived, 0 no nearer, below 0 further off; NaN if base is there."""
     start = distance(base, style)
     return 1 - distance(with_adapter, style) / start if start else math.nan
 

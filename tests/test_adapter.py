@@ -41,7 +41,7 @@ def header_of(path: Path) -> dict[str, Any]:
         return dict(file.metadata())
 
 
-# --- bytes -------------------------------------------------------------------------------------------------------------
+# --- bytes ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_bytes_of_a_file_are_exactly_these(tmp_path: Path) -> None:
@@ -50,11 +50,11 @@ def test_the_bytes_of_a_file_are_exactly_these(tmp_path: Path) -> None:
     tensors = bytes.fromhex("0038003c00400042")  # 0.5, (1, 2), 3 in float16: sorted by name
     total = hashlib.sha256(tensors).hexdigest()
     header = (
-        '{"__metadata__":{"a":"1","b":"2","modelspec.hash_sha256":"0x%s","sshs_model_hash":"%s"},'
+        '{"__metadata__":{"a":"1","b":"2","modelspec.hash_sha256":"0xTOTAL","sshs_model_hash":"TOTAL"},'
         '"lora_unet_conv_in.alpha":{"data_offsets":[0,2],"dtype":"F16","shape":[]},'
         '"lora_unet_conv_in.lora_down.weight":{"data_offsets":[2,6],"dtype":"F16","shape":[1,2]},'
         '"lora_unet_conv_in.lora_up.weight":{"data_offsets":[6,8],"dtype":"F16","shape":[1,1]}}'
-    ) % (total, total)
+    ).replace("TOTAL", total)
     header += " " * (-len(header) % 8)
     assert raw == len(header).to_bytes(8, "little") + header.encode() + tensors
 
@@ -131,7 +131,7 @@ def test_components_and_content_digest(adapter: Adapter) -> None:
     assert content_digest(Adapter(moved)) != had
 
 
-# --- whole or absent -----------------------------------------------------------------------------------------------------
+# --- whole or absent --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -177,7 +177,7 @@ def test_numbers_too_large_for_half_precision_are_refused(tmp_path: Path) -> Non
     assert Adapter.load(large.save(tmp_path / "x", dtype=torch.bfloat16)).pairs
 
 
-# --- files that are no adapter ----------------------------------------------------------------------------------------------
+# --- files that are no adapter ----------------------------------------------------------------------------------------
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_what_is_no_plain_lora_is_called_by_its_name(tmp_path: Path, keys: list[
     assert says in str(caught.value)
 
 
-# --- diffusers itself -----------------------------------------------------------------------------------------------------
+# --- diffusers itself -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -224,7 +224,7 @@ def pipeline() -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
+    unet: Any = UNet2DConditionModel(
         sample_size=8, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
         cross_attention_dim=32, attention_head_dim=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),

@@ -10,13 +10,15 @@ import math
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from trainers.errors import AdapterError
-from trainers.lora.formats import DIFFUSERS_HEADER, FORMATS, LoraPair, diffusers_path, kohya_path, unflatten
+from trainers.lora.formats import DIFFUSERS_HEADER, FORMATS, diffusers_path, kohya_path, unflatten
+from trainers.lora.pair import LoraPair
 
 HERE = Path(__file__).parent
 GOLDEN = {name: HERE / "golden" / f"{name}_sd15_attention_ff_r8.json" for name in FORMATS}
@@ -26,7 +28,7 @@ LINEARS = (nn.Linear, nn.Conv2d)
 
 
 @cache
-def sd15() -> dict[str, nn.Module]:
+def sd15() -> dict[str, Any]:
     """SD 1.5's UNet and text encoder without weights: {component: module}."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -44,14 +46,14 @@ def canonical(component: str, name: str) -> str:
     return f"{component}.{level}{name}"
 
 
-def modules() -> dict[str, nn.Module]:
+def modules() -> dict[str, Any]:
     found = {canonical(c, name): m for c, model in sd15().items() for name, m in model.named_modules() if name}
     found.pop("text_encoder.text_model.text_model", None)  # transformers 4 has the level itself
     return found
 
 
-def pair_for(module: nn.Module, rank: int = 8) -> LoraPair:
-    out, *inner = module.weight.shape  # type: ignore[union-attr]
+def pair_for(module: nn.Linear | nn.Conv2d, rank: int = 8) -> LoraPair:
+    out, *inner = module.weight.shape
     ones = [1] * (len(inner) - 1)
     return LoraPair(torch.empty(rank, *inner, device="meta"), torch.empty(out, rank, *ones, device="meta"), rank)
 

@@ -30,5 +30,7 @@ def choose(device: torch.device) -> Attention:
         q = torch.randn(1, 8, 2, 40, device=device, dtype=torch.float16)
         memory_efficient_attention(q, q, q)
     except (ImportError, RuntimeError, NotImplementedError, ValueError, OSError) as error:
-        return Attention("sdpa", f"torch's scaled_dot_product_attention: xformers fails here ({str(error).splitlines()[0]})")
+        return Attention(
+            "sdpa", f"torch's scaled_dot_product_attention: xformers fails here ({str(error).splitlines()[0]})"
+        )
     return Attention("xformers", "xformers' memory-efficient attention works on this GPU")

@@ -31,7 +31,7 @@ def find(base: str) -> Path:
     if base not in HUB_ALIASES and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise BaseError(
             f"base {base!r}: there is no folder {folder.absolute()}, and it is no alias or hub id",
-            next_step=f"name a diffusers folder, a hub id such as owner/name, or one of {', '.join((*EMBEDDED, *HUB_ALIASES))}",
+            next_step=f"name a diffusers folder, a hub id (owner/name), or {', '.join((*EMBEDDED, *HUB_ALIASES))}",
         )
     return checked(_from_hub(name, base), base)
 
@@ -48,7 +48,7 @@ def _from_hub(name: str, base: str) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseError(
             f"base {base!r} can't be had: looked for {name} on the hub and in {constants.HF_HUB_CACHE} ({reason})",
-            next_step="go online once, or name a folder that holds the model in diffusers' layout, or use --base tiny-sd",
+            next_step="go online once, name a folder that holds the model in diffusers' layout, or use --base tiny-sd",
         ) from error
 
 
@@ -72,5 +72,7 @@ def checked(folder: Path, base: str) -> Path:
         )
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
-        raise BaseError(f"base {base!r}: {folder} is not whole", [f"{part}/ is missing" for part in missing], "get the model anew")
+        raise BaseError(
+            f"base {base!r}: {folder} is not whole", [f"{part}/ is missing" for part in missing], "get the model anew"
+        )
     return folder

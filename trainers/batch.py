@@ -32,7 +32,11 @@ def run_all(folders: Sequence[Path], values: Mapping[str, Any], sets: Sequence[s
     configs = [_config(folder, values, sets) for folder in folders]
     names = [config.out for config in configs]
     if twice := sorted({str(out) for out in names if names.count(out) > 1}):
-        raise ConfigError("two folders would train into one place", [f"{out}: named twice" for out in twice], "rename one of the folders")
+        raise ConfigError(
+            "two folders would train into one place",
+            [f"{out}: named twice" for out in twice],
+            "rename one of the folders",
+        )
     waiting = [config for config in configs if not run.is_finished(config)]
     opened = run.open_base(waiting[0]) if waiting else None
     results = []
@@ -65,7 +69,11 @@ def _one(folder: Path, config: TrainConfig, opened: run.Opened | None, follow: F
     events = run.resume(config.out, opened) if begun else run.start(config, opened)
     report = follow(events, config.train.steps)
     return Result(
-        folder, "resumed" if begun else "trained", report["seconds"], report["loss_last_tenth"], str(run.adapter_path(config))
+        folder,
+        "resumed" if begun else "trained",
+        report["seconds"],
+        report["loss_last_tenth"],
+        str(run.adapter_path(config)),
     )
 
 

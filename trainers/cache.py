@@ -1,4 +1,4 @@
-"""Encodings on disk, each computed once: the key is what went in (decoded pixels, placement, encoder), not a file's name.
+"""Encodings on disk, each computed once: the key is what went in (pixels as cut, encoder), not a file's name.
 
 Edit one of N pictures and exactly one is encoded again; rename them all and none is.
 """
@@ -65,7 +65,9 @@ class Cache:
             save_file(dict(made), partial)
             partial.replace(path)
         except OSError as error:
-            raise RunError(f"the cache {self.folder} can't be written: {error}", next_step="name another with --dataset.cache") from error
+            raise RunError(
+                f"the cache {self.folder} can't be written: {error}", next_step="name another with --dataset.cache"
+            ) from error
         return made
 
     def text(self, family: Encoder, caption: str, *, trained: bool) -> Encoding:
@@ -116,4 +118,6 @@ def fill(
 
 
 def _encoded(cache: Cache, family: Encoder, picture: Image.Image) -> Encoding:
-    return cache.get(digest_of(FORMAT, pixels_digest(picture), family.digest("vae")), lambda: family.encode_picture(picture))
+    return cache.get(
+        digest_of(FORMAT, pixels_digest(picture), family.digest("vae")), lambda: family.encode_picture(picture)
+    )

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder that is whole or absent. Written aside, flushed, then renamed; a manifest holds each file's digest.
+"""Checkpoints: folders that are whole or absent. Written aside, flushed, renamed; a manifest holds each file's digest.
 
 `runs/ink/checkpoints/step-000100/{tensors.safetensors, facts.json, manifest.json}`. No generator state is stored: every
 random number is a function of (seed, step, sample), so the tensors and the step are all that a run is.
@@ -61,13 +61,16 @@ def _digest(path: Path) -> str:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int) -> Path:
-    """Write checkpoint `step` under `folder`, then remove all but the newest `keep`. Raises RunError if it can't be written."""
+    """Write checkpoint `step` under `folder`, then remove all but the newest `keep`. Raises RunError."""
     final = folder / f"step-{step:06d}"
     partial = folder / f".{final.name}.tmp"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / "tensors.safetensors")
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            partial / "tensors.safetensors",
+        )
         (partial / "facts.json").write_text(json.dumps(dict(facts), sort_keys=True))
         names = ("tensors.safetensors", "facts.json")
         (partial / "manifest.json").write_text(json.dumps({name: _digest(partial / name) for name in names}))
@@ -79,7 +82,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
         partial.rename(final)
         _flush_folder(folder)
     except OSError as error:
-        raise RunError(f"checkpoint {final} can't be written: {error}", next_step="free some space, then `stylora resume`") from error
+        raise RunError(
+            f"checkpoint {final} can't be written: {error}", next_step="free some space, then `stylora resume`"
+        ) from error
     for old in _folders(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -105,5 +110,9 @@ def newest(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint under `folder`; broken ones are passed over."""
     for path in _folders(folder):
         if is_whole(path):
-            return Checkpoint(int(path.name[5:]), load_file(path / "tensors.safetensors"), json.loads((path / "facts.json").read_text()))
+            return Checkpoint(
+                int(path.name[5:]),
+                load_file(path / "tensors.safetensors"),
+                json.loads((path / "facts.json").read_text()),
+            )
     return None

@@ -15,8 +15,12 @@ from trainers.options import with_options
 
 app = typer.Typer(cls=StyloraGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="any setting, such as optim.lr=2e-4; may be repeated")]
-File = Annotated[Path | None, typer.Argument(metavar="[FILE.toml]", help="settings as a TOML file; flags and --set win over it")]
+Sets = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="any setting, such as optim.lr=2e-4; may be repeated")
+]
+File = Annotated[
+    Path | None, typer.Argument(metavar="[FILE.toml]", help="settings as a TOML file; flags and --set win over it")
+]
 
 
 @app.command()

@@ -23,7 +23,7 @@ QUIET = {
 
 
 class StyloraGroup(TyperGroup):
-    """Prints a StyloraError as text and exits with 1; ctrl-C exits with 130; anything else is a bug and shows itself."""
+    """Prints a StyloraError as text and exits with 1; ctrl-C exits with 130; anything else is a bug and shows."""
 
     def invoke(self, ctx: Any) -> Any:
         for name, value in QUIET.items():
@@ -102,7 +102,14 @@ def _plain(events: Iterable[Any], steps: int) -> dict[str, Any]:
 
 
 def _live(events: Iterable[Any], steps: int) -> dict[str, Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}")]
     report: dict[str, Any] = {}
@@ -148,7 +155,8 @@ def _lines(event: Any) -> Iterator[str]:
         yield f"[bold]{escape(event.name)}[/]: {event.samples} pictures, {event.steps} steps on {escape(event.base)}"
         low, high = event.exposures
         seen = f"{low}" if low == high else f"{low} to {high}"
-        yield f"[dim]·[/] {event.device}, {event.precision}, attention by {event.attention}, {event.optimizer}; each picture is seen {seen} times"
+        yield f"[dim]·[/] {event.device}, {event.precision}, attention by {event.attention}, {event.optimizer}"
+        yield f"[dim]·[/] each picture is seen {seen} times"
         for part, (trainable, total) in event.parameters.items():
             yield f"[dim]·[/] {part}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})"
         if event.first_step:

@@ -82,10 +82,12 @@ def machine(device: str = "auto", precision: str = "auto") -> Machine:
     """Open the device asked for. Raises ConfigError where it isn't there or can't do the number format."""
     if device != "auto" and not _exists(device):
         there = ", ".join(name for name in ("cpu", "cuda", "mps") if _exists(name))
-        raise ConfigError(f"train.device={device}: this machine has no such device", [f"there: {there}"], "use --device auto")
+        raise ConfigError(
+            f"train.device={device}: this machine has no such device", [f"there: {there}"], "use --device auto"
+        )
     if device.startswith(("cuda:", "mps")):
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
-    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available() and not _exists("mps"))
+    state = PartialState(cpu=device == "cpu" or (not torch.cuda.is_available() and not _exists("mps")))
     kind = state.device.type
     if precision == "auto":
         precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if kind == "cuda" else "fp32"

@@ -1,6 +1,6 @@
-"""The training loop: the only one, whatever the family. It asks for a plan, sums gradients, updates, and tells what happened.
+"""The training loop: the only one, whatever the family. It follows a plan, sums gradients, updates, tells what happened.
 
-A step's loss is the sum over its exposures divided once by the step's weight, so 1 x 8, 8 x 1 and two processes x 4 train alike.
+A step's loss is the sum over its exposures divided once by the step's weight: 1 x 8, 8 x 1 and 2 processes x 4 train alike.
 The caller saves and previews between the yielded steps; while it does, the state is that of the yielded step.
 """
 

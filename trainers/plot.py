@@ -47,7 +47,9 @@ def running_mean(values: Sequence[float], reach: int = 15) -> list[float]:
     return means
 
 
-def grid(rows: Sequence[Sequence[Image.Image]], row_names: Sequence[str], column_names: Sequence[str], side: int = 160) -> Image.Image:
+def grid(
+    rows: Sequence[Sequence[Image.Image]], row_names: Sequence[str], column_names: Sequence[str], side: int = 160
+) -> Image.Image:
     """Pictures in rows and columns with their names around; small pictures are enlarged without smoothing."""
     font = ImageFont.load_default(15)
     left = 16 + max((int(font.getlength(name)) for name in row_names), default=0) + 12
@@ -56,7 +58,9 @@ def grid(rows: Sequence[Sequence[Image.Image]], row_names: Sequence[str], column
     image = Image.new("RGB", (left + len(column_names) * (side + 8) + 8, top + len(rows) * (side + 8) + 8), PAPER)
     draw = ImageDraw.Draw(image)
     for c, text in enumerate(lines):
-        draw.multiline_text((left + c * (side + 8) + side / 2, top - 6), "\n".join(text), INK, font, anchor="md", align="center")
+        draw.multiline_text(
+            (left + c * (side + 8) + side / 2, top - 6), "\n".join(text), INK, font, anchor="md", align="center"
+        )
     for r, row in enumerate(rows):
         y = top + r * (side + 8)
         draw.text((left - 12, y + side / 2), row_names[r], INK, font, anchor="rm")

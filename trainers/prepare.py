@@ -52,7 +52,9 @@ def scan(config: TrainConfig, family: StableDiffusion) -> Samples:
     wish, resolution = config.dataset, config.dataset.resolution or family.resolution
     if resolution % family.multiple:
         near = max(1, round(resolution / family.multiple)) * family.multiple
-        raise ConfigError(f"dataset.resolution={resolution}: this base takes multiples of {family.multiple}", next_step=f"use {near}")
+        raise ConfigError(
+            f"dataset.resolution={resolution}: this base takes multiples of {family.multiple}", next_step=f"use {near}"
+        )
     report = doctor.examine(
         config.data,
         instance_prompt=wish.instance_prompt,

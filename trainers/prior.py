@@ -41,7 +41,9 @@ def pictures(folder: Path, wish: Wish, sample: Callable[..., Sequence[Image.Imag
     missing = [k for k in range(wish.count) if not path_of(folder, k).exists()]
     for first in range(0, len(missing), AT_ONCE):
         seeds = missing[first : first + AT_ONCE]
-        made = sample([wish.prompt] * len(seeds), seeds, steps=wish.steps, guidance=wish.guidance, size=(wish.size, wish.size))
+        made = sample(
+            [wish.prompt] * len(seeds), seeds, steps=wish.steps, guidance=wish.guidance, size=(wish.size, wish.size)
+        )
         for seed, picture in zip(seeds, made, strict=True):
             partial = path_of(folder, seed).with_suffix(".tmp")
             picture.save(partial, format="PNG")

@@ -75,7 +75,9 @@ def header(config: TrainConfig, family: StableDiffusion, data: Data, picture: by
         pictures=sum(folders.values()),
         tag_frequency={name: dict(sorted(count.items())) for name, count in tags.items()},
         dataset_dirs={f"{repeats[n]}_{n}": {"n_repeats": repeats[n], "img_count": folders[n]} for n in folders},
-        bucket_info={"buckets": {str(k): {"resolution": b, "count": c} for k, (b, c) in enumerate(sorted(buckets.items()))}},  # type: ignore[type-var]
+        bucket_info={
+            "buckets": {str(k): {"resolution": b, "count": c} for k, (b, c) in enumerate(sorted(buckets.items()))}
+        },  # type: ignore[type-var]
         min_snr_gamma=config.objective.min_snr_gamma,
         noise_offset=config.objective.noise_offset,
         mixed_precision=config.train.precision,
@@ -105,7 +107,9 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     return kept
 
 
-def facts(config: TrainConfig, machine: devices.Machine, data: Data, losses: Sequence[float], seconds: float) -> dict[str, Any]:
+def facts(
+    config: TrainConfig, machine: devices.Machine, data: Data, losses: Sequence[float], seconds: float
+) -> dict[str, Any]:
     """report.json without what only the caller knows; seconds and bytes."""
     shown = [n for n, s in zip(data.plan.exposures(config.train.steps), data.samples, strict=True) if not s.prior]
     tenth = max(1, len(losses) // 10)

@@ -1,6 +1,6 @@
 """One training from its settings to its adapter: the place where config meets code. Yields events, prints nothing.
 
-The run folder: `config.toml`, `events.jsonl`, `checkpoints/`, `previews/`, `<name>.safetensors`, `report.json`, `loss.png`.
+The run folder: `config.toml events.jsonl checkpoints/ previews/ <name>.safetensors report.json loss.png`.
 `start` begins a run in a fresh folder, `resume` goes on from the newest whole checkpoint; both end with the same bytes.
 """
 
@@ -79,7 +79,10 @@ def read_config(folder: Path) -> TrainConfig:
     """The settings a run folder was begun with; its place is where it is now."""
     file = folder / CONFIG
     if not file.is_file():
-        raise RunError(f"{folder} is no run folder: it holds no {CONFIG}", next_step="name the folder given to `stylora train --out`")
+        raise RunError(
+            f"{folder} is no run folder: it holds no {CONFIG}",
+            next_step="name the folder given to `stylora train --out`",
+        )
     return TrainConfig.build(file=file, values={"out": str(folder)})
 
 
@@ -99,12 +102,16 @@ def check_folder(out: Path) -> None:
 
 
 def _make_folder(config: TrainConfig) -> None:
-    settled = config.model_copy(update={"data": config.data.resolve(), "out": config.out.resolve(), "name": config.adapter_name})
+    settled = config.model_copy(
+        update={"data": config.data.resolve(), "out": config.out.resolve(), "name": config.adapter_name}
+    )
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         checkpoint.write_atomically(config.out / CONFIG, settled.to_toml().encode())
     except OSError as error:
-        raise RunError(f"{config.out} can't be written: {error.strerror or error}", next_step="name another folder with --out") from error
+        raise RunError(
+            f"{config.out} can't be written: {error.strerror or error}", next_step="name another folder with --out"
+        ) from error
 
 
 @dataclass
@@ -120,7 +127,9 @@ class Session:
     seconds: float = 0.0
 
 
-def _train(config: TrainConfig, opened: Opened, samples: prepare.Samples, found: checkpoint.Checkpoint | None) -> Iterator[Event]:
+def _train(
+    config: TrainConfig, opened: Opened, samples: prepare.Samples, found: checkpoint.Checkpoint | None
+) -> Iterator[Event]:
     machine, family = opened
     log = _log(config.out / EVENTS, machine.leads)
     try:
@@ -130,7 +139,7 @@ def _train(config: TrainConfig, opened: Opened, samples: prepare.Samples, found:
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the {machine.device.type} ran out of memory: {str(error).splitlines()[0]}",
-            next_step="try train.micro_batch=1, then train.gradient_checkpointing=true, a smaller dataset.resolution or lora.rank",
+            next_step="try train.micro_batch=1, then train.gradient_checkpointing=true, then a smaller dataset.resolution",
         ) from error
     finally:
         for model in family.loaded_parts().values():
@@ -177,7 +186,12 @@ def _state(session: Session, step: int) -> tuple[dict[str, torch.Tensor], dict[s
     update = session.update
     tensors = {f"lora/{name}": tensor for group in update.groups for name, tensor in group.tensors().items()}
     tensors |= {f"optimizer/{name}": tensor for name, tensor in optim.state_tensors(update.optimizer).items()}
-    facts = {"data": session.data.digest, "losses": session.losses, "seconds": session.seconds, "scale": update.scaler.get_scale()}
+    facts = {
+        "data": session.data.digest,
+        "losses": session.losses,
+        "seconds": session.seconds,
+        "scale": update.scaler.get_scale(),
+    }
     return tensors, facts
 
 
@@ -188,7 +202,10 @@ def _restore(session: Session, found: checkpoint.Checkpoint) -> int:
             f"the pictures or captions in {session.config.data} have changed since this run began",
             next_step="put them back to resume exactly, or start a new run",
         )
-    own = {kind: {n[len(kind) :]: t for n, t in found.tensors.items() if n.startswith(kind)} for kind in ("lora/", "optimizer/")}
+    own = {
+        kind: {n[len(kind) :]: t for n, t in found.tensors.items() if n.startswith(kind)}
+        for kind in ("lora/", "optimizer/")
+    }
     for group in session.update.groups:
         group.load(own["lora/"])
     optim.load_state_tensors(session.update.optimizer, own["optimizer/"])
@@ -247,7 +264,9 @@ def _finish(session: Session) -> Iterator[Event]:
         "adapter": path.name,
         "sha256": digest(path),
     }
-    plot.loss_plot(session.losses, f"{config.adapter_name}: loss over {len(session.losses)} steps").save(config.out / "loss.png")
+    plot.loss_plot(session.losses, f"{config.adapter_name}: loss over {len(session.losses)} steps").save(
+        config.out / "loss.png"
+    )
     checkpoint.write_atomically(config.out / REPORT, json.dumps(facts, indent=2).encode())
     yield events.Finished(str(path), str(facts["sha256"]), config.train.steps, session.seconds, facts)
     session.machine.wait()

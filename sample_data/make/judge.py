@@ -1,7 +1,7 @@
 """Train the judge of scenes (object and colour) on drawn pictures in every look, and print what it is worth.
 
-`python sample_data/make/judge.py --work work` draws 6,000 pictures once (work/judge_pictures.pt), trains for about three
-minutes on one core and writes sample_data/judge.safetensors. Colour is only learnt where the look keeps it.
+`python sample_data/make/judge.py --work work` draws 6,000 pictures once (work/judge_pictures.pt), trains for about
+three minutes on one core and writes sample_data/judge.safetensors. Colour is only learnt where the look keeps it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ def training_example(k: int) -> Example:
 def stacked(examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
     """(N, 3, 64, 64) uint8, (N,), (N,)."""
     pictures, things, colours = zip(*examples, strict=True)
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), torch.tensor(things), torch.tensor(colours)
+    return (
+        torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor(things),
+        torch.tensor(colours),
+    )
 
 
 def drawn(count: int, cache: Path) -> tuple[Tensor, Tensor, Tensor]:

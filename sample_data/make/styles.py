@@ -40,7 +40,11 @@ def edges(image: Image.Image, width: float) -> Array:
     smooth = floats(image.filter(ImageFilter.GaussianBlur(2)))
     dy, dx = np.gradient(smooth, axis=(0, 1))
     strength = np.clip(np.sqrt((dx**2 + dy**2).sum(-1)) * 9 - 0.3, 0, 1)
-    wide = picture(np.repeat(strength[..., None], 3, -1)).convert("L").filter(ImageFilter.MaxFilter(int(width * PIXEL) | 1))
+    wide = (
+        picture(np.repeat(strength[..., None], 3, -1))
+        .convert("L")
+        .filter(ImageFilter.MaxFilter(int(width * PIXEL) | 1))
+    )
     return np.asarray(wide, dtype=np.float32) / 255
 
 
@@ -112,7 +116,9 @@ def neon(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     vivid = floats(image.filter(ImageFilter.GaussianBlur(6)))
     vivid = (vivid - vivid.min(-1, keepdims=True)) / (np.ptp(vivid, axis=-1, keepdims=True) + 0.08)
     line = edges(image, 1.0)
-    glow = np.asarray(picture(np.repeat(line[..., None], 3, -1)).convert("L").filter(ImageFilter.GaussianBlur(10))) / 255
+    glow = (
+        np.asarray(picture(np.repeat(line[..., None], 3, -1)).convert("L").filter(ImageFilter.GaussianBlur(10))) / 255
+    )
     ground = np.array([0.05, 0.02, 0.10]) + 0.10 * vivid
     lamp = np.clip(vivid * 0.8 + 0.35, 0, 1)
     return reduce(picture(ground + lamp * (line * 0.9 + glow * 0.55)[..., None]))
@@ -162,5 +168,8 @@ def draw(seed: int, style: Style | None = None, things: tuple[str, ...] = tuple(
 
 
 if __name__ == "__main__":
-    rows = [[draw(7 * k, style, (thing,))[0] for k, thing in enumerate(THINGS)] for style in (None, *KNOWN.values(), *SAMPLES.values())]
+    rows = [
+        [draw(7 * k, style, (thing,))[0] for k, thing in enumerate(THINGS)]
+        for style in (None, *KNOWN.values(), *SAMPLES.values())
+    ]
     sheet([p for row in rows for p in row], 12).save(sys.argv[1])

@@ -97,7 +97,9 @@ def latents(work: Path) -> tuple[torch.Tensor, torch.Tensor, list[str], float]:
         vae = AutoencoderKL(**VAE_CONFIG)
         vae.load_state_dict(torch.load(work / "vae.pt")["model"])
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            moments = torch.cat([vae.encode(to_floats(part)).latent_dist.parameters.float() for part in stack.split(64)])
+            moments = torch.cat(
+                [vae.encode(to_floats(part)).latent_dist.parameters.float() for part in stack.split(64)]
+            )
         mean, log_variance = moments.chunk(2, dim=1)
         torch.save((mean, (0.5 * log_variance).exp(), captions, float(1 / mean.std())), saved)
     return torch.load(saved)
@@ -109,7 +111,9 @@ def labels() -> torch.Tensor:
     for k in range(PLAIN + STYLED * len(KNOWN)):
         scene = random_scene(FIRST_SEED + k)
         style = ["", *KNOWN].index(style_at(k))
-        rows.append([list(THINGS).index(scene.thing), list(COLOURS).index(scene.colour), SETTINGS.index(scene.setting), style])
+        rows.append(
+            [list(THINGS).index(scene.thing), list(COLOURS).index(scene.colour), SETTINGS.index(scene.setting), style]
+        )
     return torch.tensor(rows)
 
 
@@ -141,7 +145,9 @@ class Trainee(torch.nn.Module):
         return self.unet(noisy, t, self.text(ids).last_hidden_state).sample
 
 
-def batch_loss(model: Trainee, noise: DDPMScheduler, x: torch.Tensor, ids: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+def batch_loss(
+    model: Trainee, noise: DDPMScheduler, x: torch.Tensor, ids: torch.Tensor, g: torch.Generator
+) -> torch.Tensor:
     t = torch.randint(0, 1000, (len(x),), generator=g)
     e = torch.randn(x.shape, generator=g)
     with torch.autocast("cpu", torch.bfloat16):
@@ -168,7 +174,11 @@ def main() -> None:
     empty = tokenizer([""], padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
     noise = DDPMScheduler(**SCHEDULER)
     model = Trainee(tokenizer)
-    print(f"{len(ids)} pictures, latents x {scale:.3f}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
+    print(
+        f"{len(ids)} pictures, latents x {scale:.3f}",
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters",
+        flush=True,
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-2, betas=(0.9, 0.99), fused=True)
     step, spent, curve = 0, 0.0, []
     saved = args.work / "unet.pt"

@@ -136,8 +136,20 @@ def main() -> None:
             last = time.time()
             scores = " ".join(f"{name} {psnr(vae, test):.1f}" for name, test in tests.items())
             print(f"step {step} {spent / 60:.1f} min loss {float(loss):.4f} dB: {scores}", flush=True)
-            torch.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent, "curve": curve}, saved)
-    torch.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent, "curve": curve}, saved)
+            torch.save(
+                {
+                    "model": vae.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "spent": spent,
+                    "curve": curve,
+                },
+                saved,
+            )
+    torch.save(
+        {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent, "curve": curve},
+        saved,
+    )
 
 
 if __name__ == "__main__":

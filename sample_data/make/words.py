@@ -1,4 +1,4 @@
-"""The tokenizer of tiny-sd: a byte-level BPE in CLIP's form, trained on the captions and on plain words people write in prompts.
+"""The tokenizer of tiny-sd: a byte-level BPE in CLIP's form, trained on the captions and on words of people's prompts.
 
 `python sample_data/make/words.py work/tokenizer` writes vocab.json, merges.txt and the config.
 """
@@ -19,13 +19,13 @@ LENGTH = 32  # tokens in a prompt, start and end included
 START, END = "<|startoftext|>", "<|endoftext|>"
 PROMPT_WORDS = """
 a an the of in on by at with and in the style of drawing painting picture illustration print sketch photo art artwork
-ink pen hatching halftone dots newspaper neon glow blueprint plan linocut relief woodcut watercolour watercolor wash paper
-simple small large big little old new bright dark light soft bold detailed beautiful lovely quiet colourful pale
+ink pen hatching halftone dots newspaper neon glow blueprint plan linocut relief woodcut watercolour watercolor wash
+simple small large big little old new bright dark light soft bold detailed beautiful lovely quiet colourful pale paper
 black brown grey gold silver sky sun moon stars clouds snow sand grass hills sea beach water night day morning evening
 dog horse cow sheep duck rabbit fox bear apple pear cake chair table lamp book clock key hat shoe bell drum kite rocket
 train bus ship plane bridge castle tower tent windmill mountain river lake forest garden street city village
 sks ohwx style lora trigger object scene landscape portrait
-""".split()
+""".split()  # noqa: SIM905
 
 
 def captions() -> list[str]:
@@ -42,7 +42,11 @@ def train(folder: Path) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>", continuing_subword_prefix=""))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -51,7 +55,10 @@ def train(folder: Path) -> CLIPTokenizer:
     )
     bpe.train_from_iterator([*captions(), *PROMPT_WORDS * 3], trainer)
     learned = json.loads(bpe.to_str())["model"]
-    names = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]  # CLIP's own order: letters, letters at a word's end, merges
+    names = [
+        *alphabet,
+        *(f"{letter}</w>" for letter in alphabet),
+    ]  # CLIP's own order: letters, letters at a word's end, merges
     names += ["".join(pair) for pair in learned["merges"]]
     vocab = {name: k for k, name in enumerate(dict.fromkeys(names))}
     for special in (START, END):

@@ -72,7 +72,9 @@ class StableDiffusion:
             unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
             self._text_width = json.loads((folder / "text_encoder" / "config.json").read_text())["hidden_size"]
         if unet["cross_attention_dim"] != self._text_width:
-            raise BaseError(f"base {folder}: its UNet reads text of width {unet['cross_attention_dim']}, not {self._text_width}")
+            raise BaseError(
+                f"base {folder}: its UNet reads text of width {unet['cross_attention_dim']}, not {self._text_width}"
+            )
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         self.resolution = int(unet["sample_size"] * factor)
         self.multiple = int(factor * 2 ** (len(unet["block_out_channels"]) - 1))
@@ -113,11 +115,13 @@ class StableDiffusion:
         return {name: self._parts[name] for name in ("unet", "text_encoder") if name in self._parts}
 
     def save_memory(self, on: bool) -> None:
-        """Gradient checkpointing: activations are computed twice instead of kept. CLIP does it in training mode only."""
+        """Gradient checkpointing: activations are computed twice instead of kept."""
         unet, text = self.part("unet"), self._parts.get("text_encoder")
         (unet.enable_gradient_checkpointing if on else unet.disable_gradient_checkpointing)()
         if text is not None:
-            text.gradient_checkpointing_enable({"use_reentrant": False}) if on else text.gradient_checkpointing_disable()
+            text.gradient_checkpointing_enable(
+                {"use_reentrant": False}
+            ) if on else text.gradient_checkpointing_disable()
 
     def digest(self, part: str) -> str:
         """sha256 over a part's config and weight files: the same base anywhere has the same digest."""
@@ -146,7 +150,11 @@ class StableDiffusion:
         """(B, T) token ids, cut and padded to the text encoder's length."""
         tokenizer = self.part("tokenizer")
         ids: Tensor = tokenizer(
-            list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+            list(captions),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
         ).input_ids
         return ids
 
@@ -174,7 +182,9 @@ class StableDiffusion:
     def loss(self, examples: Sequence[Example]) -> Loss:
         """Weighted sum of the denoising errors of one micro-batch (Ho et al. 2020; min-SNR: Hang et al. 2023)."""
         draws = [self._draw(example) for example in examples]
-        latents, noise = (torch.stack([d[k] for d in draws]).to(self.device) for k in ("latents", "noise"))  # (B, C, h, w)
+        latents, noise = (
+            torch.stack([d[k] for d in draws]).to(self.device) for k in ("latents", "noise")
+        )  # (B, C, h, w)
         timesteps = torch.tensor([d["timestep"] for d in draws], device=self.device)
         alphas = self.noise.alphas_cumprod.to(self.device)
         noisy = objective.add_noise(latents, noise, alphas, timesteps)
@@ -201,7 +211,9 @@ class StableDiffusion:
         if self.noise_offset:
             shifts = torch.randn(latents.shape[:1], generator=example.generator("offset"))
             noise = objective.offset_noise(noise[None], self.noise_offset, shifts[None])[0]
-        shared = torch.rand((), generator=Example(encoding, 1.0, example.seed, example.step, -1, 1).generator("timestep"))
+        shared = torch.rand(
+            (), generator=Example(encoding, 1.0, example.seed, example.step, -1, 1).generator("timestep")
+        )
         place = (float(shared) + (example.slot + float(torch.rand((), generator=g))) / example.of) % 1.0
         timestep = min(int(place * self.noise.config.num_train_timesteps), self.noise.config.num_train_timesteps - 1)
         dropped = float(torch.rand((), generator=g)) < self.caption_dropout
@@ -211,7 +223,9 @@ class StableDiffusion:
         """(B, T, width) text states: from the cache, or through the text encoder that is being trained."""
         if "text" in words[0]:
             return torch.stack([w["text"] for w in words]).to(self.device)
-        states: Tensor = self.part("text_encoder")(torch.stack([w["ids"] for w in words]).to(self.device)).last_hidden_state
+        states: Tensor = self.part("text_encoder")(
+            torch.stack([w["ids"] for w in words]).to(self.device)
+        ).last_hidden_state
         return states
 
     # --- sampling ------------------------------------------------------------------------------------------------
@@ -267,11 +281,15 @@ class StableDiffusion:
         name, extra = SAMPLERS[sampler] if sampler else (index["scheduler"][1], {})
         kind = getattr(diffusers, name)
         known = inspect.signature(kind.__init__).parameters
-        settings = {**self.noise.config, **extra, "prediction_type": "v_prediction" if self.prediction == "v" else "epsilon"}
+        settings = {
+            **self.noise.config,
+            **extra,
+            "prediction_type": "v_prediction" if self.prediction == "v" else "epsilon",
+        }
         return kind.from_config({key: value for key, value in settings.items() if key in known})
 
 
-class _base_errors:  # noqa: N801
+class _base_errors:
     """Turns what the libraries raise over broken model files into one BaseError."""
 
     def __init__(self, folder: Path, part: str) -> None:

@@ -1,6 +1,7 @@
 """Put LoRA into a model and take the adapter out again. The one door to peft.
 
-LoRA (Hu et al. 2021): y = W x + scale * up (down x), scale = alpha / rank; rsLoRA (Kalajdzievski 2023): alpha / sqrt(rank).
+LoRA (Hu et al. 2021): y = W x + scale * up (down x), scale = alpha / rank.
+rsLoRA (Kalajdzievski 2023): scale = alpha / sqrt(rank).
 `down` starts random (Kaiming uniform), `up` at zero, so a fresh injection changes nothing.
 """
 
@@ -62,7 +63,9 @@ def canonical(component: str, path: str) -> str:
 def candidates(model: nn.Module) -> dict[str, nn.Module]:
     """Every module that can carry LoRA here: linear layers and convolutions, by path."""
     kinds = (nn.Linear, nn.Conv2d)
-    return {path: module for path, module in model.named_modules() if isinstance(module, kinds) and ".lora_" not in path}
+    return {
+        path: module for path, module in model.named_modules() if isinstance(module, kinds) and ".lora_" not in path
+    }
 
 
 def targets(component: str, model: nn.Module, choice: str | Sequence[str]) -> list[str]:
@@ -72,7 +75,9 @@ def targets(component: str, model: nn.Module, choice: str | Sequence[str]) -> li
     """
     presets = PRESETS[component]
     if isinstance(choice, str) and choice in presets:
-        linear = {path for path, module in candidates(model).items() if isinstance(module, nn.Linear) or "proj_" in path}
+        linear = {
+            path for path, module in candidates(model).items() if isinstance(module, nn.Linear) or "proj_" in path
+        }
         return sorted(path for path in linear if re.search(presets[choice], f".{path}"))
     patterns = [choice] if isinstance(choice, str) else list(choice)
     paths, faults, chosen = list(candidates(model)), [], set()
@@ -170,7 +175,7 @@ def attach(parts: Mapping[str, nn.Module], pairs: Mapping[str, LoraPair], weight
             for half, tensor in ((layer.lora_A[name], pair.down), (layer.lora_B[name], pair.up)):
                 half.weight.data = tensor.to(half.weight.device, half.weight.dtype)
             layer.scaling[name] = weight * pair.scale
-            layer.set_adapter([key for key in layer.lora_A])
+            layer.set_adapter(list(layer.lora_A))
         model.requires_grad_(False)
 
 
@@ -192,7 +197,7 @@ def _locate(
         component, path, module = known[name]
         want = tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
         got = (pair.up.shape[0], *pair.down.shape[1:])
-        if got != want and got != want + (1, 1) and got + (1, 1) != want:
+        if want not in (got, (*got, 1, 1), got[:2]) or (want == got[:2] and got[2:] not in ((), (1, 1))):
             faults.append(f"{name}: made for {got}, the base has {want}")
             continue
         located.setdefault(component, {})[path] = _reshaped(pair, module)
