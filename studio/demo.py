@@ -69,7 +69,8 @@ def events(style: str, out: Path, sets: list[str]) -> Iterator[Event]:
 
 def compare(config: TrainConfig, style: str, opened: run.Opened, begun: float) -> Iterator[Event]:
     """The same prompts and seeds with and without the adapter file just written; sheet and report."""
-    family, asked, rows = opened[1], prompts(style), []
+    family, asked = opened[1], prompts(style)
+    rows: list[list[Image.Image]] = []
     for name in ("the base", "with the adapter"):
         if rows:
             inject.attach(family.parts(), Adapter.load(run.adapter_path(config)).pairs, 1.0, "demo")

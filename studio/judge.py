@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from studio.style import Pictures, tensors
@@ -93,7 +93,7 @@ class SceneJudge(nn.Module):
             name: value.to(dtype if value.is_floating_point() else value.dtype).contiguous()
             for name, value in self.state_dict().items()
         }
-        save_file(weights, str(path), metadata={name: json.dumps(fact) for name, fact in facts.items()})
+        Path(path).write_bytes(save(weights, {name: json.dumps(fact) for name, fact in facts.items()}))
 
     @classmethod
     def load(cls, path: Path | str) -> SceneJudge:

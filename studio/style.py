@@ -54,7 +54,7 @@ def tensors(pictures: Pictures) -> list[Tensor]:
 @cache
 def filters() -> Tensor:
     """Random filters (FILTERS, 3, WIDTH, WIDTH), each colour plane of mean 0, each filter of norm 1."""
-    drawn = np.random.Generator(np.random.PCG64(20161101)).standard_normal((FILTERS, 3, WIDTH, WIDTH))
+    drawn = np.random.RandomState(20161101).standard_normal((FILTERS, 3, WIDTH, WIDTH))  # frozen stream: numpy's NEP 19
     drawn -= drawn.mean((2, 3), keepdims=True)
     drawn /= np.linalg.norm(drawn.reshape(FILTERS, -1), axis=1)[:, None, None, None]
     return torch.from_numpy(drawn).float()
@@ -63,7 +63,9 @@ def filters() -> Tensor:
 def root(matrices: Tensor) -> Tensor:
     """Square root of positive semi-definite (…, n, n) matrices, which brings squares back to amplitudes."""
     values, vectors = torch.linalg.eigh(matrices.double())
-    return (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
+    amplitudes: Tensor = (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
+    return amplitudes
+    return result
 
 
 def texture(picture: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Machine:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in each of them."""
-        return reduce(tensor, "sum") if self.world > 1 else tensor  # type: ignore[no-any-return]
+        return reduce(tensor, "sum") if self.world > 1 else tensor
 
     def sum_(self, tensor: Tensor) -> None:
         """The same, in place."""

@@ -1,6 +1,6 @@
-"""The training loop: the only one, whatever the family. It follows a plan, sums gradients, updates, tells what happened.
+"""The training loop: the only one, whatever the family. It follows a plan, sums gradients, updates, and tells.
 
-A step's loss is the sum over its exposures divided once by the step's weight: 1 x 8, 8 x 1 and 2 processes x 4 train alike.
+A step's loss is the sum over its exposures divided once by the step's weight: 1 x 8, 8 x 1 and 2 processes x 4 agree.
 The caller saves and previews between the yielded steps; while it does, the state is that of the yielded step.
 """
 
@@ -56,7 +56,7 @@ def train(
             torch.manual_seed(generator_for(plan.seed, k, machine.rank, number, "dropout").initial_seed())
             loss = family.loss([_example(plan, encodings[e.sample], e.weight, k, e.slot) for e in micro])
             _check_finite(loss.each, micro, names, k)
-            update.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+            update.scaler.scale(loss.total).backward()
             total += loss.total.detach()
         weight = float(plan.batch)
         norm, total = _apply(update, machine, k, total, weight)

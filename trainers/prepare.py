@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,9 @@ def scan(config: TrainConfig, family: StableDiffusion) -> Samples:
     return Samples(report.samples, report.notes, resolution)
 
 
-def encode(config: TrainConfig, family: StableDiffusion, found: Samples, machine: devices.Machine) -> Iterator[Event]:
+def encode(
+    config: TrainConfig, family: StableDiffusion, found: Samples, machine: devices.Machine
+) -> Generator[Event, None, Data]:
     """Class pictures, encodings and the plan; yields what it is busy with and returns the Data.
 
     With several processes the first one fills the cache, then the others read it. The VAE is let go afterwards.
@@ -119,7 +121,9 @@ def encode(config: TrainConfig, family: StableDiffusion, found: Samples, machine
     return Data(tuple(samples), encodings, plan, whole, found.resolution)
 
 
-def _class_samples(config: TrainConfig, family: StableDiffusion, folder: Path, resolution: int) -> Iterator[Event]:
+def _class_samples(
+    config: TrainConfig, family: StableDiffusion, folder: Path, resolution: int
+) -> Generator[Event, None, list[Sample]]:
     settings = config.prior
     wish = prior.Wish(str(settings.class_prompt), settings.pictures, settings.guidance, settings.steps, resolution)
     base = cache.digest_of(*(family.digest(part) for part in ("unet", "vae", "text_encoder")))

@@ -77,7 +77,7 @@ def header(config: TrainConfig, family: StableDiffusion, data: Data, picture: by
         dataset_dirs={f"{repeats[n]}_{n}": {"n_repeats": repeats[n], "img_count": folders[n]} for n in folders},
         bucket_info={
             "buckets": {str(k): {"resolution": b, "count": c} for k, (b, c) in enumerate(sorted(buckets.items()))}
-        },  # type: ignore[type-var]
+        },
         min_snr_gamma=config.objective.min_snr_gamma,
         noise_offset=config.objective.noise_offset,
         mixed_precision=config.train.precision,

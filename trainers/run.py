@@ -139,7 +139,7 @@ def _train(
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the {machine.device.type} ran out of memory: {str(error).splitlines()[0]}",
-            next_step="try train.micro_batch=1, then train.gradient_checkpointing=true, then a smaller dataset.resolution",
+            next_step="try train.micro_batch=1, train.gradient_checkpointing=true or a smaller dataset.resolution",
         ) from error
     finally:
         for model in family.loaded_parts().values():

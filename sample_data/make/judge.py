@@ -146,7 +146,7 @@ def trained(judge: SceneJudge, data: tuple[Tensor, Tensor, Tensor], epochs: int,
             optimizer.step()
             schedule.step()
             step += 1
-        print(f"epoch {epoch + 1}/{epochs} step {step} loss {float(loss):.3f} {time.time() - begun:.0f} s", flush=True)
+        print(f"epoch {epoch + 1}/{epochs} step {step} loss {loss.item():.3f} {time.time() - begun:.0f} s", flush=True)
 
 
 def held_out(judge: SceneJudge, count: int) -> dict[str, float]:

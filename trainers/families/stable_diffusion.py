@@ -244,14 +244,14 @@ class StableDiffusion:
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
         """One picture per (prompt, seed), as one batch, through diffusers' own pipeline; `size` is (width, height)."""
-        pipeline = StableDiffusionPipeline(
+        pipeline: Any = StableDiffusionPipeline(
             vae=self.part("vae"),
             text_encoder=self.part("text_encoder"),
             tokenizer=self.part("tokenizer"),
             unet=self.part("unet"),
             scheduler=self._scheduler(sampler),
             safety_checker=None,
-            feature_extractor=None,  # type: ignore[arg-type]
+            feature_extractor=None,
             requires_safety_checker=False,
         )
         pipeline.set_progress_bar_config(disable=True)

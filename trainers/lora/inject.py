@@ -110,7 +110,7 @@ def inject(component: str, model: nn.Module, paths: Sequence[str], shape: Shape,
     config = LoraConfig(r=shape.rank, lora_alpha=alpha, lora_dropout=shape.dropout, target_modules=list(paths))  # type: ignore[arg-type]
     _inject(config, model, "default")
     for path, layer in layers(model):
-        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        down, up = _halves(layer, "default")
         seed_bytes = hashlib.sha256(f"{seed}/{canonical(component, path)}".encode()).digest()[:8]
         generator = torch.Generator().manual_seed(int.from_bytes(seed_bytes, "little"))
         start = torch.empty(down.shape)
@@ -131,12 +131,18 @@ def layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
             yield path, module
 
 
+def _halves(layer: LoraLayer, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    """The (down, up) weights of one of a layer's adapters."""
+    down, up = (getattr(side[name], "weight") for side in (layer.lora_A, layer.lora_B))  # noqa: B009
+    return down, up
+
+
 def trainable(component: str, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Named LoRA parameters: `<canonical path>.down`, `.up`."""
     found = []
     for path, layer in layers(model):
-        name = canonical(component, path)
-        found += [(f"{name}.down", layer.lora_A["default"].weight), (f"{name}.up", layer.lora_B["default"].weight)]
+        name, (down, up) = canonical(component, path), _halves(layer, "default")
+        found += [(f"{name}.down", down), (f"{name}.up", up)]
     return found
 
 
@@ -144,7 +150,7 @@ def extract(component: str, model: nn.Module) -> dict[str, LoraPair]:
     """Copies of the LoRA factors on the CPU in float32, alpha so that alpha / rank is the scale in use."""
     pairs = {}
     for path, layer in layers(model):
-        down, up = (_copy(half["default"].weight) for half in (layer.lora_A, layer.lora_B))
+        down, up = (_copy(half) for half in _halves(layer, "default"))
         pairs[canonical(component, path)] = LoraPair(down, up, layer.scaling["default"] * down.shape[0])
     return pairs
 
@@ -166,14 +172,14 @@ def attach(parts: Mapping[str, nn.Module], pairs: Mapping[str, LoraPair], weight
     for component, found in located.items():
         model = parts[component]
         ranks = {path: pair.rank for path, pair in found.items()}
-        config = LoraConfig(r=1, lora_alpha=1, target_modules=list(found), rank_pattern=ranks)  # type: ignore[arg-type]
+        config = LoraConfig(r=1, lora_alpha=1, target_modules=list(found), rank_pattern=ranks)
         _inject(config, model, name)
         for path, layer in layers(model):
             if path not in found:
                 continue
             pair = found[path]
-            for half, tensor in ((layer.lora_A[name], pair.down), (layer.lora_B[name], pair.up)):
-                half.weight.data = tensor.to(half.weight.device, half.weight.dtype)
+            for half, tensor in zip(_halves(layer, name), (pair.down, pair.up), strict=True):
+                half.data = tensor.to(half.device, half.dtype)
             layer.scaling[name] = weight * pair.scale
             layer.set_adapter(list(layer.lora_A))
         model.requires_grad_(False)
@@ -195,13 +201,18 @@ def _locate(
             faults.append(f"{name}: the base has no such module")
             continue
         component, path, module = known[name]
-        want = tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
+        want = tuple(module.weight.shape)
         got = (pair.up.shape[0], *pair.down.shape[1:])
-        if want not in (got, (*got, 1, 1), got[:2]) or (want == got[:2] and got[2:] not in ((), (1, 1))):
+        if _squeezed(got) != _squeezed(want):
             faults.append(f"{name}: made for {got}, the base has {want}")
             continue
         located.setdefault(component, {})[path] = _reshaped(pair, module)
     return located, faults
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without a 1 x 1 kernel: a linear layer and a 1 x 1 convolution are the same map."""
+    return shape[:2] if shape[2:] == (1, 1) else shape
 
 
 def _reshaped(pair: LoraPair, module: nn.Module) -> LoraPair:
