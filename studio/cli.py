@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from trainers.cli import app
-from trainers.console import follow, say, table
+from trainers.console import escape, follow, say, table
 
 
 @app.command()
@@ -34,17 +34,15 @@ def generate(
     """Draw pictures with a base and any adapters; each PNG carries its parameters."""
     from studio import generate as drawing
 
-    asked = drawing.Request(prompt, negative, seed, count, steps, guidance, drawing.parse_size(size), sampler)
-    drawing.check(asked)
-    used = [drawing.parse_used(text) for text in adapter]
-    paths = drawing.targets_of(out, count, overwrite)
-    family = drawing.load(base, used, device)
+    request = drawing.Request(prompt, negative, seed, count, steps, guidance, sampler=sampler)
+    asked, used, paths = drawing.read(request, size, adapter, out, overwrite)
+    family = drawing.load(base, used, device, asked.size)
     made = drawing.pictures(family, asked)
     for path, (picture, own_seed) in zip(paths, made, strict=True):
         drawing.write(
             path, picture, drawing.parameters_text(asked, own_seed, picture, base, family.digest("unet"), used)
         )
-        say(f"[green]{path}[/] seed {own_seed}")
+        say(f"[green]{escape(str(path))}[/] seed {own_seed}")
 
 
 @app.command()
@@ -72,9 +70,10 @@ def demo(
         "seconds_whole_demo",
     )
     table(f"{style} on tiny-sd", ("figure", "value"), [(name, str(report[name])) for name in names])
-    say(f"Look at [bold]{out / 'before_after.png'}[/]. The adapter is [bold]{out / report['adapter']}[/].")
-    command = f'stylora generate --adapter {out / report["adapter"]} --prompt "a red star at night, {style} style"'
-    say(f"Next: [bold]{command} --out star.png[/]")
+    sheet, made = escape(str(out / "before_after.png")), escape(str(out / report["adapter"]))
+    say(f"Look at [bold]{sheet}[/]. The adapter is [bold]{made}[/].")
+    command = f'stylora generate --adapter {made} --prompt "a red star at night, {style} style" --out star.png'
+    say(f"Next: [bold]{command}[/]")
     say("or teach it your own pictures: [bold]stylora train --data FOLDER --out runs/mine[/]")
 
 
@@ -84,7 +83,7 @@ def env() -> None:
     from studio.environment import facts
 
     for name, value in facts():
-        say(f"[bold]{name:>22}[/]  {value}")
+        say(f"[bold]{name:>22}[/]  {escape(value)}")
 
 
 def main() -> None:

@@ -5,21 +5,25 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from trainers import bases, devices
-from trainers.errors import AdapterError, ConfigError, RunError
+from trainers import bases, checkpoint, devices
+from trainers.errors import AdapterError, ConfigError, RunError, StyloraError
 from trainers.families.stable_diffusion import SAMPLERS, StableDiffusion
 from trainers.lora import inject
 from trainers.lora.adapter import Adapter, digest
 
 MOST_AT_ONCE = 8  # pictures sampled as one batch
+REFUSED = "these pictures can't be made"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class Request:
             for name, value, least in (("count", self.count, 1), ("steps", self.steps, 1), ("seed", self.seed, 0))
             if value < least
         ]
-        if self.guidance < 0:
+        if self.seed >= 2**63:
+            found.append(f"seed: got {self.seed}, wanted less than 2^63")
+        if not 0 <= self.guidance < math.inf:
             found.append(f"guidance: got {self.guidance}, wanted at least 0")
         if self.sampler is not None and self.sampler not in SAMPLERS:
             found.append(f"sampler: got {self.sampler}, wanted one of {', '.join(SAMPLERS)}")
@@ -60,7 +66,40 @@ class Request:
 def check(request: Request) -> None:
     """Raises one ConfigError with everything that is out of range."""
     if faults := request.faults():
-        raise ConfigError("these pictures can't be made", faults, "`stylora generate --help` says what is meant")
+        raise ConfigError(REFUSED, faults, "`stylora generate --help` says what is meant")
+
+
+def read(
+    request: Request, size: str | None, adapters: Sequence[str], out: Path, overwrite: bool = False
+) -> tuple[Request, list[Used], list[Path]]:
+    """What the command line says, in full: the request with its size, adapters, files to write.
+
+    Raises one StyloraError with everything that is wrong with it, before anything is loaded.
+    """
+    used: list[Used] = []
+    paths: list[Path] = []
+    sizes: list[tuple[int, int] | None] = []
+    readers: list[Callable[[], object]] = [
+        lambda: check(request),
+        lambda: sizes.append(parse_size(size)),
+        *(lambda text=text: used.append(parse_used(text)) for text in adapters),  # type: ignore[misc]
+        lambda: paths.extend(targets_of(out, max(1, request.count), overwrite)),
+    ]
+    errors: list[StyloraError] = []
+    for reader in readers:
+        try:
+            reader()
+        except StyloraError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigError(
+            REFUSED,
+            [fault for error in errors for fault in error.faults or (f"{error.what}; {error.next_step}",)],
+            "`stylora generate --help` says what is meant",
+        )
+    return replace(request, size=sizes[0]), used, paths
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -68,7 +107,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
+    if not all(side.isascii() and side.isdecimal() and int(side) > 0 for side in (width, height)):
         raise ConfigError(f"--size {text}: wanted WIDTHxHEIGHT in pixels", next_step="write for example 512x768")
     return int(width), int(height)
 
@@ -81,12 +120,14 @@ def parse_used(text: str) -> Used:
         path = Path(name)
         try:
             weight = float(number)
-        except ValueError as error:
-            raise AdapterError(f"--adapter {text}: {number!r} is no weight", next_step="write FILE:0.8") from error
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise AdapterError(f"--adapter {text}: {number!r} is no weight", next_step="write FILE:0.8")
     if path.is_dir():
         try:
             path = path / json.loads((path / "report.json").read_text())["adapter"]
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise AdapterError(
                 f"--adapter {path}: this folder holds no finished run", next_step="name the .safetensors file itself"
             ) from error
@@ -102,6 +143,13 @@ def targets_of(out: Path, count: int, overwrite: bool) -> list[Path]:
     if out.suffix.lower() != ".png":
         raise RunError(f"--out {out}: pictures are written as PNG", next_step=f"use {out.with_suffix('.png')}")
     paths = [out] if count == 1 else [out.with_name(f"{out.stem}-{k + 1}{out.suffix}") for k in range(count)]
+    folder = next(place for place in out.absolute().parents if place.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(
+            f"--out {out}: nothing can be written in {folder}", next_step="name a file in a folder of your own"
+        )
+    if folders := [path for path in paths if path.is_dir()]:
+        raise RunError("a folder is in the way", [f"{path} is a folder" for path in folders], "name another --out")
     if not overwrite and (there := [path for path in paths if path.exists()]):
         raise RunError(
             "that would write over pictures",
@@ -111,11 +159,12 @@ def targets_of(out: Path, count: int, overwrite: bool) -> list[Path]:
     return paths
 
 
-def load(base: str, used: Sequence[Used], device: str = "auto") -> StableDiffusion:
-    """The base with the adapters acting in it. Raises BaseError, AdapterError, ConfigError."""
+def load(base: str, used: Sequence[Used], device: str = "auto", size: tuple[int, int] | None = None) -> StableDiffusion:
+    """The base with the adapters acting in it, able to draw in `size`. Raises BaseError, AdapterError, ConfigError."""
     adapters = [(one, Adapter.load(one.path)) for one in used]
     machine = devices.machine(device)
     family = StableDiffusion(bases.find(base), device=machine.device, dtype=machine.frozen_dtype)
+    _check_size(family, size)
     for number, (one, adapter) in enumerate(adapters):
         inject.attach(family.parts(), adapter.pairs, one.weight, f"adapter{number}")
     return family
@@ -182,10 +231,10 @@ def write(path: Path, picture: Image.Image, parameters: str) -> None:
     """One PNG with its parameters. Raises RunError where it can't be written."""
     info = PngInfo()
     info.add_itxt("parameters", parameters) if not parameters.isascii() else info.add_text("parameters", parameters)
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG", pnginfo=info)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.tmp")
-        picture.save(partial, format="PNG", pnginfo=info)
-        partial.replace(path)
+        checkpoint.write_atomically(path, stream.getvalue())
     except OSError as error:
         raise RunError(f"{path} can't be written: {error.strerror or error}", next_step="name another --out") from error

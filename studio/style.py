@@ -65,7 +65,6 @@ def root(matrices: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrices.double())
     amplitudes: Tensor = (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
     return amplitudes
-    return result
 
 
 def texture(picture: Tensor) -> Tensor:

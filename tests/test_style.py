@@ -179,4 +179,4 @@ def test_every_fault_of_the_sets_is_named() -> None:
         distance(torch.zeros(2, 3, 64, 64), noise(2, 64, 0))
 
 
-FIRST_VALUES = [0.0, 0.0, 0.0]
+FIRST_VALUES = [-0.079557017, 0.036374576, -0.224578425]

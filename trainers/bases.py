@@ -6,10 +6,13 @@ Nothing is loaded here; weights are read by the families.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
+import torch
+
 from trainers import samples
-from trainers.errors import BaseError
+from trainers.errors import BaseError, StyloraError
 
 HUB_ALIASES = {"sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 EMBEDDED = ("tiny-sd",)
@@ -24,7 +27,7 @@ def find(base: str) -> Path:
     """
     if base in EMBEDDED:
         return checked(samples.base_folder(base), base)
-    folder = Path(base).expanduser()
+    folder = _folder(base)
     if folder.exists():
         return checked(folder, base)
     name = HUB_ALIASES.get(base, base)
@@ -34,6 +37,13 @@ def find(base: str) -> Path:
             next_step=f"name a diffusers folder, a hub id (owner/name), or {', '.join((*EMBEDDED, *HUB_ALIASES))}",
         )
     return checked(_from_hub(name, base), base)
+
+
+def _folder(base: str) -> Path:
+    try:
+        return Path(base).expanduser()
+    except RuntimeError:  # `~name`, and there is no such user
+        return Path(base)
 
 
 def _from_hub(name: str, base: str) -> Path:
@@ -62,7 +72,7 @@ def checked(folder: Path, base: str) -> Path:
         raise BaseError(f"base {base!r}: {folder} holds no model_index.json", next_step=step)
     try:
         facts = json.loads(index.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise BaseError(f"base {base!r}: {index} can't be read: {error}", next_step="get the model anew") from error
     kind = facts.get("_class_name") if isinstance(facts, dict) else None
     if kind != KIND:
@@ -76,3 +86,28 @@ def checked(folder: Path, base: str) -> Path:
             f"base {base!r}: {folder} is not whole", [f"{part}/ is missing" for part in missing], "get the model anew"
         )
     return folder
+
+
+class reading:
+    """While a part's files are read, and only then: whatever the libraries raise over broken files is one BaseError.
+
+    They raise nearly every kind of exception, safetensors and tokenizers even their own. Warnings are silenced.
+    """
+
+    def __init__(self, folder: Path, part: str) -> None:
+        self.folder, self.part, self._quiet = folder, part, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        self._quiet.__enter__()
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._quiet.__exit__(None, None, None)
+        passed_on = (StyloraError, MemoryError, torch.OutOfMemoryError)
+        if not isinstance(error, Exception) or isinstance(error, passed_on):
+            return
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BaseError(
+            f"base {self.folder}: its {self.part} can't be read: {reason}",
+            next_step="get the model anew; each part needs its config.json and .safetensors weights",
+        ) from error

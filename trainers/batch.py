@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers import run
-from trainers.config import TrainConfig
+from trainers import report, run
+from trainers.config import TrainConfig, leaves
 from trainers.errors import ConfigError, RunError, StyloraError
 from trainers.events import Event
 
@@ -28,7 +28,11 @@ class Result:
 
 
 def run_all(folders: Sequence[Path], values: Mapping[str, Any], sets: Sequence[str], follow: Follow) -> list[Result]:
-    """Train each folder into `<out>/<folder's name>`. Settings that are wrong for all are raised before any begins."""
+    """Train each folder into `<out>/<folder's name>`. Settings that are wrong for all are raised before any begins.
+
+    Files are passed over: a shell's `styles/*` names them too.
+    """
+    folders = [folder for folder in folders if not folder.is_file()] or folders
     configs = [_config(folder, values, sets) for folder in folders]
     names = [config.out for config in configs]
     if twice := sorted({str(out) for out in names if names.count(out) > 1}):
@@ -54,27 +58,46 @@ def run_all(folders: Sequence[Path], values: Mapping[str, Any], sets: Sequence[s
 def _config(folder: Path, values: Mapping[str, Any], sets: Sequence[str]) -> TrainConfig:
     if "out" not in values:
         raise ConfigError("batch needs a place for the runs", ["--out is missing"], "add --out runs/")
-    if "data" in values:
-        raise ConfigError("batch takes its folders as arguments", ["--data was given too"], "leave --data out")
+    fixed = ("data", "out", "name")
+    faults = [f"--{key} was given too" for key in ("data", "name") if key in values]
+    if faults := faults + [f"--set {text}: not here" for text in sets if text.partition("=")[0].strip() in fixed]:
+        raise ConfigError(
+            "batch takes its folders as arguments, and each adapter has its folder's name", faults, "leave these out"
+        )
     name = folder.resolve().name
     return TrainConfig.build(values={**values, "data": str(folder), "out": str(Path(values["out"]) / name)}, sets=sets)
 
 
 def _one(folder: Path, config: TrainConfig, opened: run.Opened | None, follow: Follow) -> Result:
+    begun = (config.out / run.CONFIG).is_file()
+    if begun:
+        _check_same(config, run.read_config(config.out))
     if run.is_finished(config):
         return Result(folder, "done before", adapter=str(run.adapter_path(config)))
-    begun = (config.out / run.CONFIG).is_file()
-    if begun and run.read_config(config.out).data != config.data.resolve():
-        raise RunError(f"{config.out} holds a run of another folder", next_step="name another --out")
     events = run.resume(config.out, opened) if begun else run.start(config, opened)
-    report = follow(events, config.train.steps)
+    done = follow(events, config.train.steps)
     return Result(
         folder,
         "resumed" if begun else "trained",
-        report["seconds"],
-        report["loss_last_tenth"],
+        done.get("seconds", 0.0),
+        done.get("loss_last_tenth"),
         str(run.adapter_path(config)),
     )
+
+
+def _check_same(asked: TrainConfig, there: TrainConfig) -> None:
+    """Raises RunError where a run folder holds something else than what is asked for now."""
+    faults = [
+        f"{leaf.key}: {there.get(leaf.key)} there, {asked.get(leaf.key)} now"
+        for leaf in leaves()
+        if leaf.key not in ("data", "out", "name", "dataset.cache")
+        and leaf.name not in report.PACE
+        and asked.get(leaf.key) != there.get(leaf.key)
+    ]
+    if there.data != asked.data.resolve():
+        faults.insert(0, f"data: {there.data} there, {asked.data.resolve()} now")
+    if faults:
+        raise RunError(f"{asked.out} holds a run with other settings", faults, "name another --out")
 
 
 def print_table(results: Sequence[Result]) -> None:
@@ -87,7 +110,7 @@ def print_table(results: Sequence[Result]) -> None:
             r.state,
             f"{r.seconds:.0f} s" if r.seconds else "",
             "" if r.loss is None else f"{r.loss:.4f}",
-            r.error.what if r.error else r.adapter,
+            r.error.what if r.error else r.adapter,  # the faults were told when it failed
         )
         for r in results
     ]

@@ -64,7 +64,7 @@ class Cache:
             partial = path.with_suffix(f".{os.getpid()}.tmp")
             save_file(dict(made), partial)
             partial.replace(path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise RunError(
                 f"the cache {self.folder} can't be written: {error}", next_step="name another with --dataset.cache"
             ) from error

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _flush_folder(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has a kind of its own for a full disk
         raise RunError(
             f"checkpoint {final} can't be written: {error}", next_step="free some space, then `stylora resume`"
         ) from error

@@ -56,7 +56,7 @@ def batch(
     """Train one adapter per folder, the base loaded once; run again, it does only what isn't finished."""
     from trainers import batch as batching
 
-    results = batching.run_all(folders, values, sets, lambda events, steps: follow(events, steps))
+    results = batching.run_all(folders, values, sets, follow)
     batching.print_table(results)
     if any(result.error for result in results):
         raise typer.Exit(1)

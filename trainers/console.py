@@ -21,6 +21,8 @@ QUIET = {
     "BITSANDBYTES_NOWELCOME": "1",
 }
 
+PIPE_WIDTH = 1000  # columns of what is no terminal: nothing is cut or wrapped
+
 
 class StyloraGroup(TyperGroup):
     """Prints a StyloraError as text and exits with 1; ctrl-C exits with 130; anything else is a bug and shows."""
@@ -78,13 +80,18 @@ def size(count: float) -> str:
 
 def follow(events: Iterable[Any], steps: int) -> dict[str, Any]:
     """Draw a run's events as they come; returns the report of the finished run (empty if there was nothing to do)."""
-    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+    if not speaks():
         for _ in events:
             pass
         return {}
     if not sys.stdout.isatty():
         return _plain(events, steps)
     return _live(events, steps)
+
+
+def speaks() -> bool:
+    """True in the one of several processes that talks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _plain(events: Iterable[Any], steps: int) -> dict[str, Any]:
@@ -106,6 +113,7 @@ def _live(events: Iterable[Any], steps: int) -> dict[str, Any]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -114,18 +122,20 @@ def _live(events: Iterable[Any], steps: int) -> dict[str, Any]:
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}")]
     report: dict[str, Any] = {}
     with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()) as bar:
-        before = bar.add_task("preparing", total=None, facts="")
-        training = None
+        busy: TaskID | None = bar.add_task("preparing", total=None, facts="")
+        training: TaskID | None = None
         for event in events:
             kind = type(event).__name__
-            if kind == "Busy":
-                bar.update(before, description=event.what, completed=event.done, total=event.total)
+            if kind == "Busy":  # before the training, and in the demo after it
+                busy = bar.add_task("", facts="") if busy is None else busy
+                bar.update(busy, description=event.what, completed=event.done, total=event.total)
             elif kind == "Step" and training is not None:
                 bar.update(training, completed=event.step, facts=_step_text(event))
             else:
                 if kind == "Started":
-                    bar.remove_task(before)
-                    training = bar.add_task("training", total=steps, completed=event.first_step, facts="")
+                    if busy is not None:
+                        bar.remove_task(busy)
+                    busy, training = None, bar.add_task("training", total=steps, completed=event.first_step, facts="")
                 report = _tell(event, bar.console) or report
     return report
 
@@ -170,11 +180,13 @@ def _lines(event: Any) -> Iterator[str]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout."""
+    """A table on stdout: as wide as the terminal, and as wide as it needs to be in a file."""
     from rich.console import Console
     from rich.table import Table
 
+    if not speaks():
+        return
     drawn = Table(*columns, title=title, title_justify="left")
     for row in rows:
         drawn.add_row(*(escape(cell) for cell in row))
-    Console(soft_wrap=not sys.stdout.isatty()).print(drawn)
+    (Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)).print(drawn)

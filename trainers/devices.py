@@ -59,7 +59,9 @@ class Machine:
 
     def scaler(self) -> torch.amp.GradScaler:
         """Loss scaling, needed by float16 alone."""
-        return torch.amp.GradScaler(self.device.type, init_scale=1024.0, enabled=self.precision == "fp16")
+        scaler = torch.amp.GradScaler(self.device.type, init_scale=1024.0, enabled=self.precision == "fp16")
+        scaler.scale(torch.zeros((), device=self.device))  # makes its scale now: a resumed run sets it before any step
+        return scaler
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in each of them."""
@@ -97,7 +99,8 @@ def machine(device: str = "auto", precision: str = "auto") -> Machine:
 def _exists(device: str) -> bool:
     kind, _, index = device.partition(":")
     if kind == "cuda":
-        return torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return (index or "0") in map(str, range(count))
     return kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available())
 
 

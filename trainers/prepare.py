@@ -126,7 +126,8 @@ def _class_samples(
 ) -> Generator[Event, None, list[Sample]]:
     settings = config.prior
     wish = prior.Wish(str(settings.class_prompt), settings.pictures, settings.guidance, settings.steps, resolution)
-    base = cache.digest_of(*(family.digest(part) for part in ("unet", "vae", "text_encoder")))
+    parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    base = cache.digest_of(family.prediction, *(family.digest(part) for part in parts))
     place = prior.folder_for(folder, wish, base)
     yield from prior.pictures(place, wish, family.sample)
     return prior.samples(place, wish)

@@ -6,6 +6,7 @@ They are trained on beside the style's own pictures, so that the base keeps what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from trainers.cache import digest_of
 from trainers.dataset import Sample
+from trainers.errors import RunError
 from trainers.events import Busy
 
 AT_ONCE = 8  # pictures sampled as one batch
@@ -37,7 +39,8 @@ def folder_for(cache: Path, wish: Wish, base_digest: str) -> Path:
 
 def pictures(folder: Path, wish: Wish, sample: Callable[..., Sequence[Image.Image]]) -> Iterator[Busy]:
     """Make those that are missing; picture k always comes from seed k."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     missing = [k for k in range(wish.count) if not path_of(folder, k).exists()]
     for first in range(0, len(missing), AT_ONCE):
         seeds = missing[first : first + AT_ONCE]
@@ -46,9 +49,20 @@ def pictures(folder: Path, wish: Wish, sample: Callable[..., Sequence[Image.Imag
         )
         for seed, picture in zip(seeds, made, strict=True):
             partial = path_of(folder, seed).with_suffix(".tmp")
-            picture.save(partial, format="PNG")
-            partial.replace(path_of(folder, seed))
+            with _writing(folder):
+                picture.save(partial, format="PNG")
+                partial.replace(path_of(folder, seed))
         yield Busy("class pictures made", first + len(seeds), len(missing))
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the class pictures can't be written into {folder}: {error}", next_step="name another --dataset.cache"
+        ) from error
 
 
 def path_of(folder: Path, k: int) -> Path:

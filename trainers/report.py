@@ -15,6 +15,7 @@ from PIL import Image
 
 from trainers import devices, optim
 from trainers.config import TrainConfig
+from trainers.dataset import Sample, kohya_parts
 from trainers.families.stable_diffusion import StableDiffusion
 from trainers.lora.metadata import kohya_metadata, modelspec_metadata
 from trainers.plot import enlarged
@@ -35,8 +36,6 @@ def parameters(family: StableDiffusion, groups: Sequence[optim.FlatGroup]) -> di
 
 def thumbnail(config: TrainConfig, family: StableDiffusion, data: Data) -> bytes:
     """A JPEG of the first caption, made with the finished adapter and the run's seed."""
-    for model in family.parts().values():
-        model.eval()
     picture = family.sample([data.captions[0]], [config.seed], size=(data.resolution, data.resolution))[0]
     stream = io.BytesIO()
     small: Image.Image = enlarged(picture, THUMBNAIL)
@@ -44,16 +43,18 @@ def thumbnail(config: TrainConfig, family: StableDiffusion, data: Data) -> bytes
     return stream.getvalue()
 
 
-def header(config: TrainConfig, family: StableDiffusion, data: Data, picture: bytes) -> dict[str, str]:
+def header(
+    config: TrainConfig, family: StableDiffusion, data: Data, precision: str, picture: bytes
+) -> dict[str, str]:
     """kohya's and modelspec's entries, and stylora's own: version, base digest, data digest, config."""
     lora, settings = config.lora, config.optim
-    folders = Counter(sample.path.parent.name for sample in data.samples if not sample.prior)
-    repeats = {sample.path.parent.name: sample.repeats for sample in data.samples}
+    own = [sample for sample in data.samples if not sample.prior]
+    folders = Counter(_folder(sample) for sample in own)
+    repeats = {_folder(sample): sample.repeats for sample in own}
     tags: dict[str, Counter[str]] = {}
-    for sample in data.samples:
-        if not sample.prior:
-            words = [tag.strip() for tag in sample.caption.split(",") if tag.strip()]
-            tags.setdefault(f"{sample.repeats}_{sample.path.parent.name}", Counter()).update(words)
+    for sample in own:
+        words = [tag.strip() for tag in sample.caption.split(",") if tag.strip()]
+        tags.setdefault(_folder(sample), Counter()).update(words)
     buckets = Counter(data.plan.buckets)
     entries = kohya_metadata(
         base_version="sd_v1",
@@ -61,7 +62,7 @@ def header(config: TrainConfig, family: StableDiffusion, data: Data, picture: by
         alpha=lora.unet_alpha,
         name=config.adapter_name,
         network_args={"dropout": lora.dropout, "rslora": lora.rslora},
-        base_name=config.base.rstrip("/").rsplit("/", 1)[-1],
+        base_name=_base_name(config),
         base_digest=family.digest("unet"),
         seed=config.seed,
         steps=config.train.steps,
@@ -72,15 +73,15 @@ def header(config: TrainConfig, family: StableDiffusion, data: Data, picture: by
         optimizer=settings.name,
         schedule=settings.schedule,
         resolution=(data.resolution, data.resolution),
-        pictures=sum(folders.values()),
+        pictures=len(own),
         tag_frequency={name: dict(sorted(count.items())) for name, count in tags.items()},
-        dataset_dirs={f"{repeats[n]}_{n}": {"n_repeats": repeats[n], "img_count": folders[n]} for n in folders},
+        dataset_dirs={name: {"n_repeats": repeats[name], "img_count": folders[name]} for name in folders},
         bucket_info={
             "buckets": {str(k): {"resolution": b, "count": c} for k, (b, c) in enumerate(sorted(buckets.items()))}
         },
         min_snr_gamma=config.objective.min_snr_gamma,
         noise_offset=config.objective.noise_offset,
-        mixed_precision=config.train.precision,
+        mixed_precision="no" if precision == "fp32" else precision,
     )
     entries |= modelspec_metadata(
         base_version="sd_v1",
@@ -90,13 +91,25 @@ def header(config: TrainConfig, family: StableDiffusion, data: Data, picture: by
         trigger=config.dataset.trigger,
         thumbnail=picture,
     )
-    own = {
+    ours = {
         "stylora.version": "1",
         "stylora.base_digest": family.digest("unet"),
         "stylora.data_digest": data.digest,
         "stylora.config": json.dumps(_settings(config), sort_keys=True),
     }
-    return entries | own
+    return entries | ours
+
+
+def _folder(sample: Sample) -> str:
+    """A sample's folder as kohya calls it, `10_ink drawing`, wherever the training was started."""
+    folder = sample.path.parent.resolve()
+    parts = kohya_parts(folder)
+    return f"{sample.repeats}_{parts[1] if parts else folder.name}"
+
+
+def _base_name(config: TrainConfig) -> str:
+    """The base without the place where it lies."""
+    return config.base.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
@@ -104,6 +117,7 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     kept: dict[str, Any] = config.model_dump(mode="json", exclude=PLACES | {"name"})
     kept["train"] = {key: value for key, value in kept["train"].items() if key not in PACE}
     kept["dataset"].pop("cache")
+    kept["base"] = _base_name(config)
     return kept
 
 

@@ -7,6 +7,7 @@ The run folder: `config.toml events.jsonl checkpoints/ previews/ <name>.safetens
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ def start(config: TrainConfig, opened: Opened | None = None) -> Iterator[Event]:
     check_folder(config.out)
     opened = opened or open_base(config)
     samples = prepare.scan(config, opened[1])  # every fault of the data, before anything is made or loaded
+    opened[0].wait()  # every process has seen the folder empty before one of them fills it
     if opened[0].leads:
         _make_folder(config)
     opened[0].wait()
@@ -102,16 +104,24 @@ def check_folder(out: Path) -> None:
 
 
 def _make_folder(config: TrainConfig) -> None:
-    settled = config.model_copy(
-        update={"data": config.data.resolve(), "out": config.out.resolve(), "name": config.adapter_name}
-    )
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(config.out / CONFIG, settled.to_toml().encode())
+        checkpoint.write_atomically(config.out / CONFIG, settled(config).to_toml().encode())
     except OSError as error:
         raise RunError(
             f"{config.out} can't be written: {error.strerror or error}", next_step="name another folder with --out"
         ) from error
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """The settings as they stay true in another current folder: every path is whole."""
+    places: dict[str, object] = {"data": config.data.resolve(), "out": config.out.resolve()}
+    places["name"] = config.adapter_name
+    if config.base not in bases.EMBEDDED and Path(config.base).is_dir():
+        places["base"] = str(Path(config.base).absolute())
+    if config.dataset.cache:
+        places["dataset"] = config.dataset.model_copy(update={"cache": config.dataset.cache.resolve()})
+    return config.model_copy(update=places)
 
 
 @dataclass
@@ -237,10 +247,9 @@ def _preview(session: Session, step: int) -> Path:
     """A sheet of the preview prompts, each with its fixed seed."""
     config, family = session.config, session.family
     prompts = config.train.preview_prompts or list(dict.fromkeys(session.data.captions))[:4]
-    for model in family.parts().values():
-        model.eval()
     made = family.sample(prompts, [config.seed + k for k in range(len(prompts))])
-    family.unload("vae")
+    for part in ("vae", *(() if config.lora.text_encoder else ("text_encoder",))):
+        family.unload(part)
     path = config.out / "previews" / f"step-{step:06d}.png"
     path.parent.mkdir(exist_ok=True)
     plot.grid([made], [f"step {step}"], prompts).save(path)
@@ -254,12 +263,13 @@ def _finish(session: Session) -> Iterator[Event]:
         session.machine.wait()
         return
     pairs = {name: pair for part, model in family.parts().items() for name, pair in inject.extract(part, model).items()}
-    header = report.header(config, family, session.data, report.thumbnail(config, family, session.data))
+    picture = report.thumbnail(config, family, session.data)
+    header = report.header(config, family, session.data, session.machine.precision, picture)
     path = adapter_path(config)
     Adapter(pairs, AdapterInfo(header)).save(path, config.adapter.format, devices.DTYPES[config.adapter.dtype])
     facts = {
         **report.facts(config, session.machine, session.data, session.losses, session.seconds),
-        "parameters": report.parameters(family, session.update.groups),
+        "parameters": {part: list(n) for part, n in report.parameters(family, session.update.groups).items()},
         "optimizer_state_bytes": optim.state_bytes(session.update.optimizer),
         "adapter": path.name,
         "sha256": digest(path),
@@ -273,7 +283,9 @@ def _finish(session: Session) -> Iterator[Event]:
 
 
 def _log(path: Path, leads: bool) -> Callable[[Event], None]:
-    """Appends events to the run's events file; one process writes it."""
+    """Appends events to the run's events file; one process writes it. A line cut short by a kill is taken away."""
+    if leads and path.is_file():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
     def write(event: Event) -> None:
         if leads:

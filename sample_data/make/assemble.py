@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
@@ -38,7 +39,11 @@ def main() -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
+    for model in (pipeline.unet, pipeline.vae):
+        model.half()
+    pipeline.save_pretrained(args.out, safe_serialization=True)  # text encoder in float32: transformers keeps a file's type
+    for name in ("vocab.json", "merges.txt"):  # older tools read these, newer ones tokenizer.json
+        shutil.copyfile(args.work / "tokenizer" / name, args.out / "tokenizer" / name)
     for name, state in (("vae", pictures), ("unet", scenes)):
         lines = [f"{step},{loss:.5f}" for step, loss in state["curve"]]
         (args.out / f"loss_{name}.csv").write_text("\n".join(["step,loss", *lines]) + "\n")

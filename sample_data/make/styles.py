@@ -94,8 +94,8 @@ def pencil_sketch(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def ink(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Pen hatching: diagonal lines that thicken with the shade, crossed in the darks, strong contours."""
     dark = 1 - tone(image)
-    first = stripes(45, 5.0) < np.clip(dark * 0.85 - 0.1, 0, 0.46)
-    second = stripes(-45, 5.0) < np.clip(dark * 1.3 - 0.95, 0, 0.24)
+    first = stripes(45, 5.0) < np.clip(dark * 0.75 - 0.08, 0, 0.4)
+    second = stripes(-45, 5.0) < np.clip(dark * 1.0 - 0.75, 0, 0.13)
     hatched = np.maximum(first, second) * (1 - edges(image, 2.6))  # contours keep a rim of bare paper
     inked = np.maximum(hatched, edges(image, 0.9))
     return reduce(picture(mix((0.97, 0.94, 0.86), (0.11, 0.10, 0.13), inked)))

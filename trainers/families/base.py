@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,3 +51,16 @@ class Family(Protocol):
 
     def loss(self, examples: Sequence[Example]) -> Loss:
         """Forward pass and loss of one micro-batch; all examples have tensors of one shape."""
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and each module's own mode afterwards: a preview must not end the dropout of the training."""
+    before = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

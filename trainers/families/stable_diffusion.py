@@ -7,7 +7,6 @@ all of them are frozen. One object owns the loss and the sampling, so the two ca
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +23,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from trainers import attention, objective
+from trainers.bases import reading
 from trainers.errors import BaseError
-from trainers.families.base import Encoding, Example, Loss
+from trainers.families.base import Encoding, Example, Loss, evaluating
 
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
@@ -67,18 +67,22 @@ class StableDiffusion:
         self._parts: dict[str, Any] = {}
         self._digests: dict[str, str] = {}
         self._empty: Encoding = {}
-        with _base_errors(folder, "scheduler and settings"):
+        with reading(folder, "scheduler"):
             self.noise = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-            unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
-            self._text_width = json.loads((folder / "text_encoder" / "config.json").read_text())["hidden_size"]
-        if unet["cross_attention_dim"] != self._text_width:
+        with reading(folder, "settings"):
+            parts = ("unet", "vae", "text_encoder")
+            unet, vae, text = (json.loads((folder / part / "config.json").read_text()) for part in parts)
+            widths = unet["cross_attention_dim"], text["hidden_size"]
+            factor = 2 ** (len(vae["block_out_channels"]) - 1)
+            self.resolution = int(unet["sample_size"] * factor)
+            # each level of the UNet but the last halves the latents; diffusers' pipeline wants multiples of 8 besides
+            self.multiple = max(8, factor * 2 ** (len(unet["block_out_channels"]) - 1))
+            self.latent_scale = float(vae.get("scaling_factor", 0.18215))
+        if widths[0] != widths[1]:
             raise BaseError(
-                f"base {folder}: its UNet reads text of width {unet['cross_attention_dim']}, not {self._text_width}"
+                f"base {folder}: its UNet reads text of width {widths[0]}, its text encoder writes {widths[1]}",
+                next_step="get the model anew: these parts are of two models",
             )
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        self.resolution = int(unet["sample_size"] * factor)
-        self.multiple = int(factor * 2 ** (len(unet["block_out_channels"]) - 1))
-        self.latent_scale = float(vae.get("scaling_factor", 0.18215))
         own: Prediction = "v" if self.noise.config.prediction_type == "v_prediction" else "epsilon"
         self.prediction: Prediction = prediction or own
 
@@ -87,7 +91,7 @@ class StableDiffusion:
     def part(self, name: str) -> Any:
         """unet, vae, text_encoder or tokenizer: loaded when first asked for, frozen, in evaluation mode."""
         if name not in self._parts:
-            with _base_errors(self.folder, name):
+            with reading(self.folder, name):
                 self._parts[name] = self._load(name)
         return self._parts[name]
 
@@ -95,7 +99,11 @@ class StableDiffusion:
         if name == "tokenizer":
             return CLIPTokenizer.from_pretrained(self.folder / name)
         keyword = "torch_dtype" if name != "text_encoder" else "dtype"
-        model = LOADERS[name].from_pretrained(self.folder / name, use_safetensors=True, **{keyword: self.dtype})
+        model, found = LOADERS[name].from_pretrained(
+            self.folder / name, use_safetensors=True, output_loading_info=True, **{keyword: self.dtype}
+        )
+        if missing := sorted(found["missing_keys"]):  # the libraries would go on with random numbers
+            raise ValueError(f"{len(missing)} of its tensors are missing, such as {missing[0]}")
         if name == "unet" and self.attention.name == "xformers":
             model.enable_xformers_memory_efficient_attention()
         return model.requires_grad_(False).eval().to(self.device)
@@ -118,10 +126,17 @@ class StableDiffusion:
         """Gradient checkpointing: activations are computed twice instead of kept."""
         unet, text = self.part("unet"), self._parts.get("text_encoder")
         (unet.enable_gradient_checkpointing if on else unet.disable_gradient_checkpointing)()
-        if text is not None:
-            text.gradient_checkpointing_enable(
-                {"use_reentrant": False}
-            ) if on else text.gradient_checkpointing_disable()
+        if text is None:
+            return
+        # transformers renamed these methods, and the old ones warn
+        word = "activation" if hasattr(text, "activation_checkpointing_enable") else "gradient"
+        if on:
+            getattr(text, f"{word}_checkpointing_enable")({"use_reentrant": False})
+        else:
+            getattr(text, f"{word}_checkpointing_disable")()
+        for layer in text.modules():  # it checkpoints layers in training mode only; what is in them stays as it is
+            if hasattr(layer, "gradient_checkpointing"):
+                layer.training = on
 
     def digest(self, part: str) -> str:
         """sha256 over a part's config and weight files: the same base anywhere has the same digest."""
@@ -244,25 +259,20 @@ class StableDiffusion:
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
         """One picture per (prompt, seed), as one batch, through diffusers' own pipeline; `size` is (width, height)."""
-        pipeline: Any = StableDiffusionPipeline(
-            vae=self.part("vae"),
-            text_encoder=self.part("text_encoder"),
-            tokenizer=self.part("tokenizer"),
-            unet=self.part("unet"),
-            scheduler=self._scheduler(sampler),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
+        parts: dict[str, Any] = {name: self.part(name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
+        extras: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
         def tell(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
             if on_step:
-                on_step(step + 1, steps)
+                on_step(min(step + 1, steps), steps)  # some samplers take one more
             return values
 
         width, height = size or (self.resolution, self.resolution)
-        with self.autocast():
+        models = (parts["unet"], parts["text_encoder"])
+        with warnings.catch_warnings(), evaluating(*models), self.autocast():
+            warnings.simplefilter("ignore")  # of old bases' settings, which diffusers puts right itself
+            pipeline: Any = StableDiffusionPipeline(scheduler=self._scheduler(sampler), **parts, **extras)
+            pipeline.set_progress_bar_config(disable=True)
             made = pipeline(
                 prompt=list(prompts),
                 negative_prompt=[negative] * len(prompts),
@@ -276,35 +286,9 @@ class StableDiffusion:
         return list(made.images)
 
     def _scheduler(self, sampler: str | None) -> Any:
-        """The base's own scheduler, or a row of SAMPLERS made from its noise schedule."""
-        index = json.loads((self.folder / "model_index.json").read_text())
-        name, extra = SAMPLERS[sampler] if sampler else (index["scheduler"][1], {})
-        kind = getattr(diffusers, name)
-        known = inspect.signature(kind.__init__).parameters
-        settings = {
-            **self.noise.config,
-            **extra,
-            "prediction_type": "v_prediction" if self.prediction == "v" else "epsilon",
-        }
-        return kind.from_config({key: value for key, value in settings.items() if key in known})
-
-
-class _base_errors:
-    """Turns what the libraries raise over broken model files into one BaseError."""
-
-    def __init__(self, folder: Path, part: str) -> None:
-        self.folder, self.part = folder, part
-
-    def __enter__(self) -> None:
-        self._quiet = warnings.catch_warnings()
-        self._quiet.__enter__()
-        warnings.simplefilter("ignore")
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        self._quiet.__exit__(None, None, None)
-        if isinstance(error, (OSError, ValueError, KeyError, RuntimeError)) and not isinstance(error, BaseError):
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BaseError(
-                f"base {self.folder}: its {self.part} can't be read: {reason}",
-                next_step="get the model anew; each part needs its config.json and .safetensors weights",
-            ) from error
+        """The base's own scheduler, or a row of SAMPLERS on its noise schedule; the rest is the row's own."""
+        with reading(self.folder, "scheduler"):
+            index = json.loads((self.folder / "model_index.json").read_text())
+            name, extra = SAMPLERS[sampler] if sampler else (index["scheduler"][1], {})
+            kind = "v_prediction" if self.prediction == "v" else "epsilon"
+            return getattr(diffusers, name).from_pretrained(self.folder / "scheduler", prediction_type=kind, **extra)

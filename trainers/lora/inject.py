@@ -201,7 +201,7 @@ def _locate(
             faults.append(f"{name}: the base has no such module")
             continue
         component, path, module = known[name]
-        want = tuple(module.weight.shape)
+        want = tuple(module.get_parameter("weight").shape)
         got = (pair.up.shape[0], *pair.down.shape[1:])
         if _squeezed(got) != _squeezed(want):
             faults.append(f"{name}: made for {got}, the base has {want}")

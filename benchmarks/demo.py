@@ -1,0 +1,90 @@
+"""The demo on all six sample styles at the default settings: style_gain, content_kept, time; and the README's picture.
+
+`python benchmarks/demo.py [--append] [--set lora.rank=8 …]` runs `stylora demo` once a style in a fresh folder. Bars: mean style_gain
+>= 0.5, none under 0.3, content_kept >= 0.8 each, 180 s each on two cores. `--picture FILE` writes the sheet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from results import append, table
+
+from studio import demo, generate
+from trainers import plot, samples
+from trainers.lora import inject
+from trainers.lora.adapter import Adapter
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(style: str, out: Path, sets: list[str]) -> dict[str, Any]:
+    """One demo as a process of its own; its report."""
+    options = [word for one in sets for word in ("--set", one)]
+    command = [sys.executable, "-m", "studio.cli", "demo", "--style", style, "--out", str(out), *options]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report
+
+
+def picture(folder: Path, styles: list[str], target: Path) -> None:
+    """One sheet: the base, then each style, the same prompts and seeds in every row."""
+    family = generate.load(demo.BASE, [])
+    asked = demo.prompts("")[: demo.SHOWN]
+    names = [prompt.text.removesuffix(",  style") for prompt in asked]
+    seeds = range(demo.FIRST_SEED, demo.FIRST_SEED + demo.SHOWN)
+    rows = [family.sample(names, seeds, steps=demo.STEPS, guidance=demo.GUIDANCE)]
+    for style in styles:
+        inject.attach(family.parts(), Adapter.load(folder / style / f"{style}.safetensors").pairs, 1.0, style)
+        rows.append(
+            family.sample([f"{n}, {style} style" for n in names], seeds, steps=demo.STEPS, guidance=demo.GUIDANCE)
+        )
+        for model in family.parts().values():
+            inject.remove(model)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    plot.grid(rows, ["tiny-sd", *(f"+ {style}" for style in styles)], names, side=128).save(target, optimize=True)
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__)
+    ask.add_argument("--append", action="store_true", help="add dated rows to benchmarks/RESULTS.md")
+    ask.add_argument("--picture", type=Path, help="where to write the sheet of all styles")
+    ask.add_argument("--keep", type=Path, help="folder for the runs; default: a temporary one")
+    ask.add_argument("--set", dest="sets", action="append", default=[], help="a setting that differs from the default")
+    ask.add_argument("--styles", nargs="+", default=list(samples.style_names()))
+    args = ask.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.keep or Path(temporary)
+        reports = {}
+        for style in args.styles:
+            reports[style] = run(style, folder / style, args.sets)
+            print(
+                style,
+                {key: reports[style][key] for key in ("style_gain", "content_kept", "seconds_whole_demo")},
+                flush=True,
+            )
+        if args.picture:
+            picture(folder, args.styles, args.picture)
+    gains = [report["style_gain"] for report in reports.values()]
+    kept = [report["content_kept"] for report in reports.values()]
+    slowest = max(report["seconds_whole_demo"] for report in reports.values())
+    rows = [
+        ("demo: mean style_gain over the styles", f"{sum(gains) / len(gains):.2f}", ">= 0.5"),
+        ("demo: lowest style_gain", f"{min(gains):.2f}", ">= 0.3"),
+        ("demo: lowest content_kept", f"{min(kept):.2f}", ">= 0.8"),
+        ("demo: mean content_kept", f"{sum(kept) / len(kept):.2f}", ">= 0.8"),
+        ("demo: slowest style, whole command", f"{slowest:.0f} s", "<= 180 s"),
+    ]
+    print(table(rows))
+    if args.append:
+        append(rows)
+
+
+if __name__ == "__main__":
+    main()
