@@ -82,7 +82,7 @@ def read(
     readers: list[Callable[[], object]] = [
         lambda: check(request),
         lambda: sizes.append(parse_size(size)),
-        *(lambda text=text: used.append(parse_used(text)) for text in adapters),  # type: ignore[misc]
+        *(lambda text=text: used.append(parse_used(text)) for text in adapters),
         lambda: paths.extend(targets_of(out, max(1, request.count), overwrite)),
     ]
     errors: list[StyloraError] = []

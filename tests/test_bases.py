@@ -67,7 +67,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", ["sd16", "~nobody-here/base", "a/b/c", "./a", "../a"])
-def test_what_is_neither_folder_nor_alias_nor_hub_id(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_folder_nor_alias_nor_hub_id(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "no alias or hub id" in fault(base).what
 
@@ -129,13 +129,15 @@ def test_reading_makes_one_fault_of_what_libraries_raise(tmp_path: Path) -> None
     class Odd(Exception):
         """As tokenizers and safetensors have them."""
 
-    with pytest.raises(BaseError, match="its vae can't be read: first line$") as caught, bases.reading(tmp_path, "vae"):
+    with pytest.raises(BaseError) as caught, bases.reading(tmp_path, "vae"):
         raise Odd("first line\nsecond line")
-    assert str(tmp_path) in caught.value.what
+    assert caught.value.what == f"base {tmp_path}: its vae can't be read: first line"
     assert isinstance(caught.value.__cause__, Odd)
 
 
-@pytest.mark.parametrize("error", [RunError("ours"), MemoryError(), torch.OutOfMemoryError("full"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [RunError("ours"), MemoryError(), torch.OutOfMemoryError("full"), KeyboardInterrupt()]
+)
 def test_reading_lets_other_things_pass(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, bases.reading(tmp_path, "vae"):
         raise error

@@ -1,4 +1,4 @@
-"""Errors as text with the right exit code; plain lines for a file, a bar for a terminal, silence for the other ranks."""
+"""Errors as text with the right exit code; plain lines for a file, a bar for a terminal, other ranks silent."""
 
 from __future__ import annotations
 
@@ -121,9 +121,7 @@ def test_an_error_leaves_the_terminal_usable(monkeypatch: pytest.MonkeyPatch) ->
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again
 
 
-def test_the_other_processes_are_silent(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_other_processes_are_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     events = story(60)
     assert console.follow(events, 60) == {}

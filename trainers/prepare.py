@@ -64,7 +64,18 @@ def scan(config: TrainConfig, family: StableDiffusion) -> Samples:
         min_side=resolution // 2,
     )
     doctor.sound(report, config.data)
+    _check_targets(config, family)
     return Samples(report.samples, report.notes, resolution)
+
+
+def _check_targets(config: TrainConfig, family: StableDiffusion) -> None:
+    """Own patterns must match something in the base; presets always do, so that nothing is loaded for them yet."""
+    wishes = {"unet": config.lora.targets}
+    if config.lora.text_encoder:
+        wishes["text_encoder"] = config.lora.text_targets
+    for part, choice in wishes.items():
+        if not isinstance(choice, str):
+            inject.targets(part, family.part(part), choice)
 
 
 def encode(

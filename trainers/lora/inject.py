@@ -175,13 +175,11 @@ def attach(parts: Mapping[str, nn.Module], pairs: Mapping[str, LoraPair], weight
         config = LoraConfig(r=1, lora_alpha=1, target_modules=list(found), rank_pattern=ranks)
         _inject(config, model, name)
         for path, layer in layers(model):
-            if path not in found:
-                continue
-            pair = found[path]
-            for half, tensor in zip(_halves(layer, name), (pair.down, pair.up), strict=True):
-                half.data = tensor.to(half.device, half.dtype)
-            layer.scaling[name] = weight * pair.scale
-            layer.set_adapter(list(layer.lora_A))
+            if pair := found.get(path):
+                for half, tensor in zip(_halves(layer, name), (pair.down, pair.up), strict=True):
+                    half.data = tensor.to(half.device, half.dtype)
+                layer.scaling[name] = weight * pair.scale
+            layer.set_adapter(list(layer.lora_A))  # peft has just switched off all adapters but the new one
         model.requires_grad_(False)
 
 

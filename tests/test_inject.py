@@ -1,0 +1,381 @@
+"""LoRA goes in without a trace, comes out as data, and comes off leaving the very same base."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainers.errors import AdapterError, ConfigError
+from trainers.lora import inject
+from trainers.lora.inject import PRESETS, Shape
+from trainers.lora.pair import LoraPair
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "kohya_sd15_unet_r8.json"
+CONVOLUTION = [r"resnets\.0\.conv1$"]
+CHOICES = [*PRESETS["unet"], CONVOLUTION]
+Parts = dict[str, nn.Module]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_base: Path) -> Parts:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    unet: Any = UNet2DConditionModel.from_pretrained(tiny_base / "unet")
+    text: Any = CLIPTextModel.from_pretrained(tiny_base / "text_encoder")
+    return {"unet": unet.eval(), "text_encoder": text.eval()}
+
+
+@pytest.fixture
+def parts(loaded: Parts) -> Parts:
+    return copy.deepcopy(loaded)
+
+
+def output(parts: Parts) -> Tensor:
+    """What the UNet says to the text encoder's words: every module of both has a say in it."""
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        words = parts["text_encoder"](torch.arange(2 * 77).view(2, 77)).last_hidden_state
+        out: Tensor = parts["unet"](latents, torch.tensor([10, 700]), words).sample
+    return out
+
+
+def put(parts: Parts, choice: str | list[str] = "attention", shape: Shape = Shape(2), seed: int = 0) -> None:
+    """Inject into both parts; own patterns are the UNet's."""
+    for part, model in parts.items():
+        wish = "attention" if isinstance(choice, list) and part == "text_encoder" else choice
+        inject.inject(part, model, inject.targets(part, model, wish), shape, seed)
+
+
+def learn(parts: Parts, seed: int = 5) -> dict[str, LoraPair]:
+    """Give every `up` some numbers, as training would; returns what was learned."""
+    made = torch.Generator().manual_seed(seed)
+    pairs = {}
+    for part, model in parts.items():
+        for name, parameter in inject.trainable(part, model):
+            if name.endswith(".up"):
+                parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=made))
+        pairs |= inject.extract(part, model)
+    return pairs
+
+
+def learned(parts: Parts, choice: str | list[str], shape: Shape, seed: int) -> dict[str, LoraPair]:
+    """An adapter made on a copy."""
+    twin = copy.deepcopy(parts)
+    put(twin, choice, shape, seed)
+    return learn(twin, seed)
+
+
+def modules(parts: Parts) -> dict[str, nn.Module]:
+    return {inject.canonical(part, path): m for part, model in parts.items() for path, m in model.named_modules()}
+
+
+def with_deltas(parts: Parts, weighted: list[tuple[float, Mapping[str, LoraPair]]]) -> Tensor:
+    """The output with `weight * delta` added to the weights themselves: what LoRA means."""
+    twin = copy.deepcopy(parts)
+    places = modules(twin)
+    for weight, pairs in weighted:
+        for name, pair in pairs.items():
+            matrix = places[name].get_parameter("weight").data
+            matrix += weight * pair.delta().view(matrix.shape)
+    return output(twin)
+
+
+def assert_close(got: Tensor, wanted: Tensor, base: Tensor) -> None:
+    """Equal but for rounding, where the adapter makes a difference that is far larger than that."""
+    assert float((wanted - base).abs().mean()) > 1e-2
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+# --- in ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_a_fresh_injection_changes_nothing(parts: Parts, choice: str | list[str]) -> None:
+    before = output(parts)
+    put(parts, choice)
+    assert torch.equal(output(parts), before)
+
+
+def test_only_lora_is_trained_and_has_the_names_that_files_keep(parts: Parts) -> None:
+    put(parts)
+    for part, model in parts.items():
+        named = inject.trainable(part, model)
+        free = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        assert {id(parameter) for _, parameter in named} == free
+    layers = [f"text_encoder.text_model.encoder.layers.{n}.self_attn" for n in (0, 1)]
+    wanted = {f"{at}.{m}.{half}" for at in layers for m in ("q_proj", "k_proj", "v_proj", "out_proj") for half in ("down", "up")}
+    assert {name for name, _ in inject.trainable("text_encoder", parts["text_encoder"])} == wanted
+    unet = dict(inject.trainable("unet", parts["unet"]))
+    assert unet["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.down"].shape == (2, 32)
+    assert unet["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.up"].shape == (64, 2)
+
+
+def test_the_base_gets_no_gradient_and_lora_does(parts: Parts) -> None:
+    put(parts)
+    learn(parts)
+    words = parts["text_encoder"](torch.arange(77)[None]).last_hidden_state
+    parts["unet"](torch.ones(1, 4, 8, 8), torch.tensor([3]), words).sample.square().sum().backward()
+    for part, model in parts.items():
+        names = {id(parameter) for _, parameter in inject.trainable(part, model)}
+        for parameter in model.parameters():
+            moved = parameter.grad is not None and bool(parameter.grad.any())
+            assert moved == (id(parameter) in names)
+
+
+def test_the_start_depends_on_the_seed_and_the_place_alone(parts: Parts) -> None:
+    def downs(choice: str, seed: int) -> dict[str, Tensor]:
+        twin = copy.deepcopy(parts)
+        put(twin, choice, seed=seed)
+        named = [item for part, model in twin.items() for item in inject.trainable(part, model)]
+        assert not any(parameter.any() for name, parameter in named if name.endswith(".up"))
+        return {name: parameter.data for name, parameter in named if name.endswith(".down")}
+
+    few, many, other = downs("attention", 7), downs("all-linear", 7), downs("attention", 8)
+    assert few.keys() == other.keys() < many.keys()
+    assert all(torch.equal(few[name], many[name]) for name in few)
+    assert not any(torch.equal(few[name], other[name]) for name in few)
+    assert len({tensor.sum().item() for tensor in many.values()}) == len(many)  # each place has its own
+
+
+def test_lora_is_float32_in_a_half_precision_base(parts: Parts) -> None:
+    unet = parts["unet"].to(torch.bfloat16)
+    inject.inject("unet", unet, inject.targets("unet", unet, "attention"), Shape(2), 0)
+    assert {parameter.dtype for _, parameter in inject.trainable("unet", unet)} == {torch.float32}
+    latents, words = torch.ones(1, 4, 8, 8, dtype=torch.bfloat16), torch.ones(1, 77, 32, dtype=torch.bfloat16)
+    assert unet(latents, torch.tensor([3]), words).sample.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    [
+        (Shape(4), 1.0),
+        (Shape(4, alpha=8.0), 2.0),
+        (Shape(8, alpha=1.0), 1 / 8),
+        (Shape(4, rslora=True), 2.0),
+        (Shape(9, alpha=6.0, rslora=True), 2.0),
+    ],
+    ids=str,
+)
+def test_the_scale_is_alpha_over_rank_or_over_its_root(shape: Shape, scale: float) -> None:
+    assert math.isclose(shape.scale, scale)
+    made = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5))
+    x = torch.randn(3, 6, generator=made)
+    base = model(x).detach()
+    inject.inject("unet", model, ["0"], shape, 0)
+    (_, down), (_, up) = inject.trainable("unet", model)
+    up.data.normal_(generator=made)
+    torch.testing.assert_close(model(x), base + scale * x @ down.T @ up.T)
+    assert math.isclose(inject.extract("unet", model)["unet.0"].scale, scale)
+
+
+def test_dropout_acts_in_training_only(parts: Parts) -> None:
+    put(parts, shape=Shape(2, dropout=0.5))
+    learn(parts)
+    assert not torch.equal(output(parts), output(parts))
+    for model in parts.values():
+        model.eval()
+    assert torch.equal(output(parts), output(parts))
+
+
+# --- where ------------------------------------------------------------------------------------------------------------
+
+
+def test_presets_grow(parts: Parts) -> None:
+    for part, model in parts.items():
+        few, more, all_of_them = (set(inject.targets(part, model, preset)) for preset in PRESETS[part])
+        assert few < more < all_of_them or (part == "text_encoder" and few < more <= all_of_them)
+        linear = {path for path, module in inject.candidates(model).items() if isinstance(module, nn.Linear)}
+        assert few | more <= linear
+
+
+@pytest.fixture(scope="module")
+def sd15() -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet: nn.Module = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    return unet
+
+
+def test_presets_on_the_shape_of_sd15(sd15: nn.Module) -> None:
+    paths = {preset: inject.targets("unet", sd15, preset) for preset in PRESETS["unet"]}
+    assert {preset: len(found) for preset, found in paths.items()} == {
+        "attention": 16 * 8,
+        "attention+ff": 16 * 10,
+        "all-linear": 16 * 12 + 22,  # and 22 resnets' time embeddings
+    }
+
+
+def test_all_linear_is_what_kohya_trains_on_sd15_and_a_little_more(sd15: nn.Module) -> None:
+    if not GOLDEN.is_file():
+        pytest.skip(f"no table of kohya's names at {GOLDEN}")
+    golden = {key: tuple(shape) for key, shape in json.loads(GOLDEN.read_text()).items()}
+    inject.inject("unet", sd15, inject.targets("unet", sd15, "all-linear"), Shape(8), 0)
+    ours: dict[str, tuple[int, ...]] = {}
+    for name, parameter in inject.trainable("unet", sd15):
+        path, _, half = name.rpartition(".")
+        key = "lora_" + path.replace(".", "_")
+        ours |= {f"{key}.lora_{half}.weight": tuple(parameter.shape), f"{key}.alpha": ()}
+    inject.remove(sd15)
+    assert len(golden) == 576
+    assert {key: ours.get(key) for key in golden} == golden
+    assert all("time_emb_proj" in key for key in ours.keys() - golden.keys())
+
+
+def test_own_patterns_choose_by_the_path_with_its_component(parts: Parts) -> None:
+    unet, text = parts["unet"], parts["text_encoder"]
+    found = inject.targets("unet", unet, [r"^unet\.mid_block.*to_q$", r"conv_in"])
+    assert found == ["conv_in", *(f"mid_block.attentions.0.transformer_blocks.0.attn{n}.to_q" for n in (1, 2))]
+    assert len(inject.targets("text_encoder", text, r"text_encoder\..*fc1")) == 2
+
+
+def test_patterns_that_are_broken_or_match_nothing_are_all_named(parts: Parts) -> None:
+    with pytest.raises(ConfigError) as caught:
+        inject.targets("unet", parts["unet"], ["to_q$", "to_z$", "(", "text_model"])
+    assert [fault.split()[0] for fault in caught.value.faults] == ["'to_z$'", "'('", "'text_model'"]
+    assert "attention+ff" in caught.value.next_step
+    with pytest.raises(ConfigError, match="text_encoder"):
+        inject.targets("text_encoder", parts["text_encoder"], "attn1")
+
+
+# --- out and on again -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choice", "shape"),
+    [("attention", Shape(3)), ("all-linear", Shape(4, alpha=6.0, rslora=True)), (CONVOLUTION, Shape(3, alpha=7.0))],
+    ids=str,
+)
+def test_what_is_extracted_acts_the_same_in_a_fresh_model(parts: Parts, choice: str | list[str], shape: Shape) -> None:
+    fresh, base = copy.deepcopy(parts), output(parts)
+    put(parts, choice, shape)
+    pairs = learn(parts)
+    wanted = output(parts)
+    inject.attach(fresh, pairs, 1.0, "one")
+    assert torch.equal(output(fresh), wanted)
+    for model in fresh.values():
+        inject.remove(model)
+    assert_close(wanted, with_deltas(fresh, [(1.0, pairs)]), base)
+
+
+def test_extracted_numbers_are_copies(parts: Parts) -> None:
+    put(parts)
+    pairs = learn(parts)
+    before = {name: pair.up.clone() for name, pair in pairs.items()}
+    learn(parts, seed=9)
+    assert all(torch.equal(pairs[name].up, up) for name, up in before.items())
+    assert {pair.down.dtype for pair in pairs.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.3])
+def test_the_weight_multiplies_the_delta(parts: Parts, weight: float) -> None:
+    base, pairs = output(parts), learned(parts, "attention", Shape(2, alpha=3.0), 1)
+    wanted = with_deltas(parts, [(weight, pairs)])
+    inject.attach(parts, pairs, weight, "one")
+    if weight == 0:
+        assert torch.equal(output(parts), base)
+    else:
+        assert_close(output(parts), wanted, base)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)], ids=str)
+def test_several_adapters_act_as_the_sum_of_their_deltas(parts: Parts, order: tuple[int, ...]) -> None:
+    """Their targets overlap only in part, and ranks and scales differ."""
+    base = output(parts)
+    some = [
+        (0.7, learned(parts, "attention", Shape(2), 1)),
+        (-0.4, learned(parts, [r"ff\.net", "mid_block.*to_q"], Shape(3, alpha=5.0), 2)),
+        (1.1, learned(parts, CONVOLUTION, Shape(1), 3)),
+    ]
+    wanted = with_deltas(parts, some)
+    for n in order:
+        weight, pairs = some[n]
+        inject.attach(parts, pairs, weight, f"adapter{n}")
+    assert_close(output(parts), wanted, base)
+    assert not any(parameter.requires_grad for model in parts.values() for parameter in model.parameters())
+
+
+def test_an_adapter_with_another_rank_in_every_module(parts: Parts) -> None:
+    base = output(parts)
+    pairs = learned(parts, "attention", Shape(1), 1)
+    made = torch.Generator().manual_seed(4)
+    for n, (name, pair) in enumerate(pairs.items()):
+        down = torch.randn(1 + n % 5, pair.down.shape[1], generator=made) / 4
+        pairs[name] = LoraPair(down, torch.randn(pair.up.shape[0], down.shape[0], generator=made) / 4, 1.0 + n % 3)
+    wanted = with_deltas(parts, [(1.0, pairs)])
+    inject.attach(parts, pairs, 1.0, "one")
+    assert_close(output(parts), wanted, base)
+
+
+def test_a_1x1_convolution_and_a_linear_layer_take_each_others_adapters(parts: Parts) -> None:
+    base = output(parts)
+    pairs = learned(parts, "all-linear", Shape(2), 1)
+    turned = {
+        name: LoraPair(*(t.flatten(1) if t.dim() == 4 else t[..., None, None] for t in (pair.down, pair.up)), pair.alpha)
+        for name, pair in pairs.items()
+    }
+    assert {pair.down.dim() for pair in pairs.values()} == {2, 4}
+    wanted = with_deltas(parts, [(1.0, pairs)])
+    inject.attach(parts, turned, 1.0, "one")
+    assert_close(output(parts), wanted, base)
+
+
+# --- off --------------------------------------------------------------------------------------------------------------
+
+
+def test_removing_gives_back_the_very_same_modules(parts: Parts) -> None:
+    there, base = modules(parts), output(parts)
+    keys = {part: list(model.state_dict()) for part, model in parts.items()}
+    pairs = learned(parts, "all-linear", Shape(2), 1)
+    for _ in range(2):
+        put(parts, "attention+ff")
+        learn(parts)
+        for model in parts.values():
+            inject.remove(model)
+        inject.attach(parts, pairs, 0.5, "one")
+        inject.attach(parts, pairs, 0.5, "two")
+        assert not torch.equal(output(parts), base)
+        for model in parts.values():
+            inject.remove(model)
+        now = modules(parts)
+        assert now.keys() == there.keys()
+        assert all(now[name] is there[name] for name in there)
+        assert {part: list(model.state_dict()) for part, model in parts.items()} == keys
+        assert torch.equal(output(parts), base)
+        assert not any(hasattr(model, "peft_config") for model in parts.values())
+
+
+def test_removing_from_a_bare_model_does_nothing(parts: Parts) -> None:
+    there = modules(parts)
+    for model in parts.values():
+        inject.remove(model)
+    assert modules(parts) == there
+
+
+def test_an_adapter_that_does_not_fit_is_refused_whole(parts: Parts) -> None:
+    base = output(parts)
+    pairs = learned(parts, "attention", Shape(2), 1)
+    names = list(pairs)
+    wide = pairs[names[0]]
+    wrong = {
+        "unet.down_blocks.9.attentions.0.proj_in": wide,
+        names[0]: LoraPair(torch.ones(2, 999), wide.up, 2.0),
+        "unet.conv_in": LoraPair(torch.ones(2, 4, 1, 1), torch.ones(32, 2, 1, 1), 2.0),  # the base has 3 x 3 there
+        "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj": wide,
+    }
+    with pytest.raises(AdapterError) as caught:
+        inject.attach(parts, pairs | wrong, 1.0, "one")
+    assert {fault.partition(":")[0] for fault in caught.value.faults} == wrong.keys()
+    assert any("999" in fault for fault in caught.value.faults)
+    assert torch.equal(output(parts), base)
+    assert not any(list(inject.layers(model)) for model in parts.values())
