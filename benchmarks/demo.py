@@ -1,7 +1,8 @@
 """The demo on all six sample styles at the default settings: style_gain, content_kept, time; and the README's picture.
 
-`python benchmarks/demo.py [--append] [--set lora.rank=8 …]` runs `stylora demo` once a style in a fresh folder. Bars: mean style_gain
->= 0.5, none under 0.3, content_kept >= 0.8 each, 180 s each on two cores. `--picture FILE` writes the sheet.
+`python benchmarks/demo.py [--append] [--set lora.rank=8 …]` runs `stylora demo` once a style, each in a fresh folder.
+Bars: mean style_gain >= 0.5, none under 0.3, content_kept >= 0.8, 180 s each on two cores. `--picture FILE` writes the
+sheet of all styles.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from results import append, table
+from results import Figure, report
 
 from studio import demo, generate
 from trainers import plot, samples
@@ -29,8 +30,8 @@ def run(style: str, out: Path, sets: list[str]) -> dict[str, Any]:
     options = [word for one in sets for word in ("--set", one)]
     command = [sys.executable, "-m", "studio.cli", "demo", "--style", style, "--out", str(out), *options]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    report: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return report
+    facts: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return facts
 
 
 def picture(folder: Path, styles: list[str], target: Path) -> None:
@@ -71,19 +72,21 @@ def main() -> None:
             )
         if args.picture:
             picture(folder, args.styles, args.picture)
-    gains = [report["style_gain"] for report in reports.values()]
-    kept = [report["content_kept"] for report in reports.values()]
-    slowest = max(report["seconds_whole_demo"] for report in reports.values())
-    rows = [
-        ("demo: mean style_gain over the styles", f"{sum(gains) / len(gains):.2f}", ">= 0.5"),
-        ("demo: lowest style_gain", f"{min(gains):.2f}", ">= 0.3"),
-        ("demo: lowest content_kept", f"{min(kept):.2f}", ">= 0.8"),
-        ("demo: mean content_kept", f"{sum(kept) / len(kept):.2f}", ">= 0.8"),
-        ("demo: slowest style, whole command", f"{slowest:.0f} s", "<= 180 s"),
+    gains = [facts["style_gain"] for facts in reports.values()]
+    kept = [facts["content_kept"] for facts in reports.values()]
+    mean, slowest = sum(gains) / len(gains), max(facts["seconds_whole_demo"] for facts in reports.values())
+    figures = [
+        Figure("mean style_gain over the styles", f"{mean:.2f}", ">= 0.5", mean >= 0.5),
+        Figure("lowest style_gain", f"{min(gains):.2f}", ">= 0.3", min(gains) >= 0.3),
+        Figure("mean content_kept", f"{sum(kept) / len(kept):.2f}", ">= 0.8", sum(kept) / len(kept) >= 0.8),
+        Figure("lowest content_kept", f"{min(kept):.2f}", ">= 0.8", min(kept) >= 0.8),
+        Figure("slowest style, whole command", f"{slowest:.0f} s", "<= 180 s", slowest <= 180),
+        *(
+            Figure(f"{style}: gain, kept", f"{f['style_gain']:.2f}, {f['content_kept']:.2f}")
+            for style, f in reports.items()
+        ),
     ]
-    print(table(rows))
-    if args.append:
-        append(rows)
+    report("demo", figures, args.append)
 
 
 if __name__ == "__main__":
