@@ -1,11 +1,11 @@
 """What a training step costs: over its floor and against the plain way, on tiny-sd and on Stable Diffusion 1.5's shape.
 
 `python benchmarks/step.py` takes about three minutes on two idle cores; `--append` adds its figures to RESULTS.md.
-In one process, in turn, on the same pictures and the same base weights:
+In one process, in turn, on the same pictures and the same base:
 - floor: forward and backward of the frozen UNet alone, to its inputs, stylora's objective; no LoRA, no text encoder;
 - stylora: `trainers.loop.train` with the default settings, LoRA on the UNet and the text encoder;
-- plain: as diffusers' train_dreambooth_lora.py trains: VAE and text encoder in every step, torch's AdamW over peft's
-  parameters. Its pictures lie in memory as tensors, which spares it the reading that the script does.
+- plain: as diffusers' train_dreambooth_lora.py --train_text_encoder trains: pictures and captions read, the VAE and the
+  text encoder run in every step, torch's AdamW over peft's own layers, float32; the same modules and ranks.
 A ratio is the median over the rounds of that round's ratio. The 1.5 shape has random weights, which cost the same time.
 """
 
@@ -18,12 +18,13 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import results
 import torch
 import torch.nn.functional as F
@@ -33,22 +34,23 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from trainers import loop, objective, optim, prepare, run, samples
 from trainers.config import TrainConfig
+from trainers.families.stable_diffusion import StableDiffusion
 from trainers.lora import inject
 
 FLOOR_GOAL, SPEEDUP_GOALS = 1.25, {"tiny-sd": 1.4, "SD 1.5": 2.0}
+PARTS = ("unet", "vae", "text_encoder")
 Turn = Callable[[], object]  # one step of one variant
 
 
 @dataclass
 class Case:
-    """A base ready to be trained, its parts not yet touched, and the batch that all variants see."""
+    """A base ready to be trained, its parts not yet touched, and a batch's worth of its data."""
 
     name: str
     config: TrainConfig
     opened: run.Opened
     data: prepare.Data
-    pixels: Tensor  # (B, 3, H, W), -1..1
-    ids: Tensor  # (B, T)
+    plain: Mapping[str, Any]  # the parts in float32, as a script loads them
 
     @property
     def batch(self) -> int:
@@ -56,8 +58,15 @@ class Case:
 
     @property
     def shown(self) -> str:
-        h, w = self.pixels.shape[-2:]
-        return f"{self.name}, {self.batch} x {w} x {h} px, {self.opened[0].precision}"
+        size = self.data.resolution
+        return f"{self.name}, {self.batch} x {size} x {size} px, {self.opened[0].precision}"
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The first batch from its files: (B, 3, H, W) in -1..1, (B, T) token ids."""
+        samples, side = self.data.samples[: self.batch], self.data.resolution
+        arrays = [np.asarray(Image.open(s.path).convert("RGB").resize((side, side))) for s in samples]
+        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return pixels, self.opened[1].tokens([s.caption for s in samples])
 
 
 def shared(model: nn.Module) -> nn.Module:
@@ -69,11 +78,14 @@ def shared(model: nn.Module) -> nn.Module:
 # --- the two bases --------------------------------------------------------------------------------------------------
 
 
-def tiny_case(place: Path) -> Case:
-    return open_case("tiny-sd", place, "tiny-sd", samples.style_folder("ink"), {})
+def tiny_case(place: Path, precision: str) -> Case:
+    folder = samples.base_folder("tiny-sd")
+    parts = StableDiffusion(folder)
+    plain = {name: parts.part(name) for name in PARTS}
+    return open_case("tiny-sd", place, "tiny-sd", samples.style_folder("ink"), plain, f"train.precision={precision}")
 
 
-def full_case(place: Path, size: int) -> Case:
+def full_case(place: Path, precision: str, size: int) -> Case:
     """SD 1.5's real UNet and VAE and CLIP-L's text encoder: configs on disk, weights random and only in memory."""
     folder, pictures = place / "sd15", place / "pictures"
     torch.manual_seed(0)
@@ -102,27 +114,19 @@ def full_case(place: Path, size: int) -> Case:
     for file in sorted(samples.style_folder("ink").glob("*_0[1-4].png")):
         Image.open(file).resize((size, size)).save(pictures / file.name)
         shutil.copy(file.with_suffix(".txt"), pictures)
-    return open_case("SD 1.5", place, str(folder), pictures, parts, "train.batch=1", f"dataset.resolution={size}")
+    sets = ("train.batch=1", f"dataset.resolution={size}", f"train.precision={precision}")
+    return open_case("SD 1.5", place, str(folder), pictures, parts, *sets)
 
 
-def open_case(name: str, place: Path, base: str, pictures: Path, parts: dict[str, Any], *sets: str) -> Case:
-    """Through stylora's own door; `parts` are models that aren't on disk."""
+def open_case(name: str, place: Path, base: str, pictures: Path, plain: dict[str, Any], *sets: str) -> Case:
+    """Through stylora's own door, but with models that may not be on disk; one copy where both ways use float32."""
     values = {"base": base, "data": str(pictures), "out": str(place / f"{name} run")}
     config = TrainConfig.build(values=values, sets=[f"dataset.cache={place / 'cache'}", *sets])
     machine, family = run.open_base(config)
-    family._parts.update({name: model.to(family.device, family.dtype) for name, model in parts.items()})
-    vae = family.part("vae")
+    half = family.dtype != torch.float32
+    family._parts.update({n: copy.deepcopy(m).to(family.dtype) if half else m for n, m in plain.items()})
     data = returned(prepare.encode(config, family, prepare.scan(config, family), machine))
-    family._parts["vae"] = vae  # stylora lets it go, the plain way keeps it
-    size = (data.resolution, data.resolution)
-    shown = data.samples[: config.train.batch]
-    tensors = [torch.frombuffer(bytearray(picture(s.path, size).tobytes()), dtype=torch.uint8) for s in shown]
-    pixels = torch.stack(tensors).view(-1, *size, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return Case(name, config, (machine, family), data, pixels, family.tokens([s.caption for s in shown]))
-
-
-def picture(path: Path, size: tuple[int, int]) -> Image.Image:
-    return Image.open(path).convert("RGB").resize(size)
+    return Case(name, config, (machine, family), data, plain)
 
 
 def returned(events: Iterator[Any]) -> Any:
@@ -140,10 +144,10 @@ def returned(events: Iterator[Any]) -> Any:
 def floor(case: Case) -> Turn:
     """Forward and backward to latents and text states; no parameter has a gradient."""
     family = case.opened[1]
-    unet = shared(family.part("unet"))
+    unet, (pixels, ids) = shared(family.part("unet")), case.read()
     with torch.no_grad():
-        states = family.part("text_encoder")(case.ids).last_hidden_state
-        latents = family.part("vae").encode(case.pixels).latent_dist.mode() * family.latent_scale
+        states = case.plain["text_encoder"](ids).last_hidden_state
+        latents = case.plain["vae"].encode(pixels).latent_dist.mode() * family.latent_scale
     alphas, gamma = family.noise.alphas_cumprod, family.min_snr_gamma
 
     def turn() -> None:
@@ -158,25 +162,27 @@ def floor(case: Case) -> Turn:
 
 
 def plain(case: Case) -> Turn:
-    """The loop of diffusers' example, its defaults: AdamW, norm clipped at 1, the loss read in every step."""
+    """The loop of diffusers' example with its defaults: float32, AdamW, norm clipped at 1, the loss read every step."""
     family, lora = case.opened[1], case.config.lora
-    unet, text, vae = shared(family.part("unet")), shared(family.part("text_encoder")), family.part("vae")
+    unet, text, vae = shared(case.plain["unet"]), shared(case.plain["text_encoder"]), case.plain["vae"]
     for part, model, rank, wish in (
         ("unet", unet, lora.rank, lora.targets),
         ("text_encoder", text, lora.text_encoder_rank, lora.text_targets),
     ):
         inject.inject(part, model, inject.targets(part, model, wish), inject.Shape(rank), seed=0)
+        for _, layer in inject.layers(model):
+            layer.lora_variant.clear()  # peft's own forward
         model.train()
     parameters = [p for model in (unet, text) for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-2)
 
     def turn() -> float:
+        pixels, ids = case.read()
         with torch.no_grad():
-            latents = vae.encode(case.pixels).latent_dist.sample() * family.latent_scale
+            latents = vae.encode(pixels).latent_dist.sample() * family.latent_scale
         noise, t = torch.randn_like(latents), torch.randint(0, 1000, (case.batch,))
-        with family.autocast():
-            guess = unet(family.noise.add_noise(latents, noise, t), t, text(case.ids).last_hidden_state).sample
-        loss = F.mse_loss(guess.float(), noise.float())
+        guess = unet(family.noise.add_noise(latents, noise, t), t, text(ids).last_hidden_state).sample
+        loss = F.mse_loss(guess, noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -278,16 +284,17 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--append", action="store_true", help="add the figures to RESULTS.md")
     ask.add_argument("--only", choices=("tiny-sd", "sd15"))
+    ask.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="stylora's and the floor's")
     ask.add_argument("--size", type=int, default=512, help="pictures' side on SD 1.5's shape")
     ask.add_argument("--rounds", type=int, help="default: 15 on tiny-sd, 3 on SD 1.5's shape")
     args = ask.parse_args()
     print(f"{results.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     with tempfile.TemporaryDirectory() as place:
         if args.only != "sd15":
-            figures = list(step_figures(tiny_case(Path(place)), args.rounds or 15, warmup=3))
+            figures = list(step_figures(tiny_case(Path(place), args.precision), args.rounds or 15, warmup=3))
             results.report("step.py", figures, args.append)
         if args.only != "tiny-sd":
-            figures = list(step_figures(full_case(Path(place), args.size), args.rounds or 3, warmup=1))
+            figures = list(step_figures(full_case(Path(place), args.precision, args.size), args.rounds or 3, warmup=1))
             results.report("step.py", figures, args.append)
 
 

@@ -144,7 +144,8 @@ def targets_of(out: Path, count: int, overwrite: bool) -> list[Path]:
         raise RunError(f"--out {out}: pictures are written as PNG", next_step=f"use {out.with_suffix('.png')}")
     paths = [out] if count == 1 else [out.with_name(f"{out.stem}-{k + 1}{out.suffix}") for k in range(count)]
     folder = next(place for place in out.absolute().parents if place.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+    effective = os.access in os.supports_effective_ids
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
         raise RunError(
             f"--out {out}: nothing can be written in {folder}", next_step="name a file in a folder of your own"
         )

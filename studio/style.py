@@ -7,7 +7,7 @@ Pure functions: pictures in, numbers out. The filters come from a seed of their 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -39,6 +39,18 @@ class Parts:
     def total(self) -> float:
         return TEXTURE_SHARE * self.texture + (1 - TEXTURE_SHARE) * self.colour
 
+    @property
+    def distance(self) -> float:
+        return math.sqrt(max(0.0, self.total))
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What is known of a set of N pictures: `texture` (N, OCTAVES, FILTERS, FILTERS), `colour` (N, 4, 3)."""
+
+    texture: Tensor
+    colour: Tensor
+
 
 def tensors(pictures: Pictures) -> list[Tensor]:
     """Each picture as (3, H, W) float32 in 0..1."""
@@ -46,9 +58,9 @@ def tensors(pictures: Pictures) -> list[Tensor]:
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
             fault = f"got {pictures.dtype} {list(pictures.shape)}, wanted torch.uint8 [N, 3, H, W]"
             raise StyloraError("These are not pictures.", [fault], "Give a list of PIL pictures or a uint8 tensor.")
-        return list(pictures.float() / 255)
+        return list(pictures.contiguous().float() / 255)
     arrays = [np.array(picture.convert("RGB")) for picture in pictures]
-    return [torch.from_numpy(array).permute(2, 0, 1).float() / 255 for array in arrays]
+    return [torch.from_numpy(array).permute(2, 0, 1).contiguous().float() / 255 for array in arrays]
 
 
 @cache
@@ -99,26 +111,35 @@ def unbiased(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def parts(a: Pictures, b: Pictures) -> Parts:
-    """Texture and colour parts of the squared distance between two sets of at least two pictures."""
-    first, second = tensors(a), tensors(b)
-    check({"first": first, "second": second})
+def describe(**sets: Pictures) -> list[Statistics]:
+    """The statistics of each named set, in order; StyloraError with everything wrong with any of them."""
+    read = {name: tensors(pictures) for name, pictures in sets.items()}
+    check(read)
+    return [
+        Statistics(torch.stack([texture(p) for p in found]), torch.stack([colour(p) for p in found]))
+        for found in read.values()
+    ]
 
-    def apart(statistic: Callable[[Tensor], Tensor]) -> float:
-        return unbiased(torch.stack([statistic(p) for p in first]), torch.stack([statistic(p) for p in second]))
 
-    return Parts(texture=apart(texture), colour=apart(colour))
+def parts(a: Statistics, b: Statistics) -> Parts:
+    """Texture and colour parts of the squared distance between two sets."""
+    return Parts(unbiased(a.texture, b.texture), unbiased(a.colour, b.colour))
 
 
 def distance(a: Pictures, b: Pictures) -> float:
     """How far apart two sets are in style: 0 for the same style; up to about 1 for pictures in 0..1."""
-    return math.sqrt(max(0.0, parts(a, b).total))
+    return parts(*describe(first=a, second=b)).distance
 
 
 def style_gain(with_adapter: Pictures, base: Pictures, style: Pictures) -> float:
-    """1 - d(with, style) / d(base, style): 1 arrived, 0 no nearer, below 0 further off; NaN if base is there."""
-    start = distance(base, style)
-    return 1 - distance(with_adapter, style) / start if start else math.nan
+    """1 - d(with, style) / d(base, style): 1 arrived, 0 no nearer, negative further; NaN if base is there already."""
+    after, before, wanted = describe(with_adapter=with_adapter, base=base, style=style)
+    return gain(parts(after, wanted), parts(before, wanted))
+
+
+def gain(after: Parts, before: Parts) -> float:
+    """The share of the distance that is gone; NaN where there was none."""
+    return 1 - after.distance / before.distance if before.distance else math.nan
 
 
 def check(sets: dict[str, list[Tensor]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +64,7 @@ def test_two_halves_are_one_whole(tiny_base: Path, adapter: Path) -> None:
 def test_an_adapter_of_another_base_is_refused(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
     pairs = Adapter.load(adapter).pairs
     odd = {f"unet.no_such_block.{number}": pair for number, pair in enumerate(list(pairs.values())[:2])}
-    path = Adapter({**pairs, **odd}).save(tmp_path / "odd.safetensors")
+    path = Adapter({**pairs, **odd}).save(tmp_path / "odd.safetensors", "diffusers")
     with pytest.raises(AdapterError, match="doesn't fit this base") as caught:
         generate.load(str(tiny_base), [Used(path, 1.0)], "cpu")
     assert len(caught.value.faults) == 2
@@ -315,11 +314,3 @@ def test_what_is_right_is_read(tmp_path: Path, adapter: Path) -> None:
     assert request == Request("a", count=2, size=(16, 24))
     assert used == [Used(adapter, 0.5), Used(adapter, 1.0)]
     assert paths == [tmp_path / "a-1.png", tmp_path / "a-2.png"]
-
-
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

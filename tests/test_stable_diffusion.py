@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -456,12 +456,3 @@ def test_an_unknown_scheduler_is_one_line(copy: Path) -> None:
     changed_json(copy / "model_index.json", scheduler=["diffusers", "NoSuchScheduler"])
     with pytest.raises(BaseError, match="NoSuchScheduler"):
         StableDiffusion(copy).sample(["a"], [0], steps=1)
-
-
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    """Small tensors are slower with more; and sums come out the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from conftest import COLOURS, THINGS, draw_picture
 from torch import Tensor
 
 from trainers import run
@@ -34,6 +35,16 @@ def config_for(base: Path, data: Path, out: Path, settings: Mapping[str, Any] | 
     return TrainConfig.build(
         values={**SHORT, "base": str(base), "data": str(data), "out": str(out), **(settings or {})}
     )
+
+
+def pictures(folder: Path, count: int = 4, *, captions: bool = True, first: int = 0) -> Path:
+    """A folder of drawn 16 px pictures: conftest's `picture_folder` for fixtures that last longer than a test."""
+    folder.mkdir(parents=True)
+    for number in range(first, first + count):
+        draw_picture(number, (16, 16)).save(folder / f"{number:02}.png")
+        if captions:
+            (folder / f"{number:02}.txt").write_text(f"a {COLOURS[number % 5]} {THINGS[number % 4]}, by the sea")
+    return folder
 
 
 def arguments(config: TrainConfig) -> list[str]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from trainers.errors import RunError
 
 NAME = re.compile(r"step-(\d{6,})$")
+FILES = ("tensors.safetensors", "facts.json")  # those that the manifest vouches for
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
             partial / "tensors.safetensors",
         )
         (partial / "facts.json").write_text(json.dumps(dict(facts), sort_keys=True))
-        names = ("tensors.safetensors", "facts.json")
-        (partial / "manifest.json").write_text(json.dumps({name: _digest(partial / name) for name in names}))
+        (partial / "manifest.json").write_text(json.dumps({name: _digest(partial / name) for name in FILES}))
         for file in partial.iterdir():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -102,8 +102,8 @@ def is_whole(path: Path) -> bool:
     """Every file is there and has the digest that the manifest says."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        return bool(manifest) and all(_digest(path / name) == digest for name, digest in manifest.items())
-    except (OSError, ValueError, AttributeError):
+        return all(_digest(path / name) == manifest[name] for name in FILES)
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 

@@ -43,9 +43,7 @@ def thumbnail(config: TrainConfig, family: StableDiffusion, data: Data) -> bytes
     return stream.getvalue()
 
 
-def header(
-    config: TrainConfig, family: StableDiffusion, data: Data, precision: str, picture: bytes
-) -> dict[str, str]:
+def header(config: TrainConfig, family: StableDiffusion, data: Data, precision: str, picture: bytes) -> dict[str, str]:
     """kohya's and modelspec's entries, and stylora's own: version, base digest, data digest, config."""
     lora, settings = config.lora, config.optim
     own = [sample for sample in data.samples if not sample.prior]

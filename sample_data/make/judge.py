@@ -163,27 +163,35 @@ def held_out(judge: SceneJudge, count: int) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items()}
 
 
+def measured(path: Path, count: int) -> None:
+    """Measure what was written, and write the result into it: to be done anew whenever a look's drawing changes."""
+    judge = SceneJudge.load(path)
+    judge.accuracies = held_out(judge, count)
+    judge.save(path)
+    for name, value in judge.accuracies.items():
+        print(f"{name:24s} {value:.3f}")
+
+
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__)
-    ask.add_argument("--work", type=Path, required=True, help="where the drawn pictures are kept")
+    ask.add_argument("--work", type=Path, default=Path("work"), help="where the drawn pictures are kept")
     ask.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "judge.safetensors")
     ask.add_argument("--pictures", type=int, default=6000)
     ask.add_argument("--epochs", type=int, default=14)
     ask.add_argument("--batch", type=int, default=64)
     ask.add_argument("--lr", type=float, default=4e-3)
     ask.add_argument("--check", type=int, default=300, help="held-out pictures per look")
+    ask.add_argument("--measure", action="store_true", help="don't train: measure the file in --out again")
     args = ask.parse_args()
-    torch.manual_seed(0)
-    data = drawn(args.pictures, args.work / "judge_pictures.pt")
-    judge = SceneJudge(list(THINGS), list(COLOURS))
-    print(f"{sum(p.numel() for p in judge.parameters()):,} parameters, {len(data[0]):,} pictures", flush=True)
-    trained(judge, data, args.epochs, args.batch, args.lr)
-    judge.save(args.out)
-    judge = SceneJudge.load(args.out)  # what is measured is what was written
-    judge.accuracies = held_out(judge, args.check)
-    judge.save(args.out)
-    for name, value in judge.accuracies.items():
-        print(f"{name:24s} {value:.3f}")
+    if not args.measure:
+        torch.manual_seed(0)
+        args.work.mkdir(parents=True, exist_ok=True)
+        data = drawn(args.pictures, args.work / "judge_pictures.pt")
+        judge = SceneJudge(list(THINGS), list(COLOURS))
+        print(f"{sum(p.numel() for p in judge.parameters()):,} parameters, {len(data[0]):,} pictures", flush=True)
+        trained(judge, data, args.epochs, args.batch, args.lr)
+        judge.save(args.out)
+    measured(args.out, args.check)
 
 
 if __name__ == "__main__":
