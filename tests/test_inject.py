@@ -21,6 +21,7 @@ from trainers.lora.pair import LoraPair
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "kohya_sd15_unet_r8.json"
 CONVOLUTION = [r"resnets\.0\.conv1$"]
 CHOICES = [*PRESETS["unet"], CONVOLUTION]
+SMALL = Shape(2)
 Parts = dict[str, nn.Module]
 
 
@@ -48,7 +49,7 @@ def output(parts: Parts) -> Tensor:
     return out
 
 
-def put(parts: Parts, choice: str | list[str] = "attention", shape: Shape = Shape(2), seed: int = 0) -> None:
+def put(parts: Parts, choice: str | list[str] = "attention", shape: Shape = SMALL, seed: int = 0) -> None:
     """Inject into both parts; own patterns are the UNet's."""
     for part, model in parts.items():
         wish = "attention" if isinstance(choice, list) and part == "text_encoder" else choice

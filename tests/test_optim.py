@@ -300,3 +300,8 @@ def test_a_step_without_weight_and_an_unknown_optimizer_are_refused() -> None:
 def test_bitsandbytes_is_loaded_on_first_use() -> None:
     code = "import sys, trainers.optim; assert 'bitsandbytes' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_the_default_rate_falls_with_the_width() -> None:
+    assert optim.default_lr([120] * 3) == pytest.approx(2e-3)
+    assert optim.default_lr([320, 1280]) == pytest.approx(3e-4)

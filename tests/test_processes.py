@@ -38,7 +38,7 @@ def free_port() -> int:
 
 
 def launch(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` as on several GPUs; `train.device=cpu` makes it gloo. (Its `--cpu` starts one process only.)"""
+    """`accelerate launch` as on several GPUs; `train.device=cpu` makes it gloo. (With `--cpu` it starts one only.)"""
     options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *options, f"--main_process_port={free_port()}", *command],

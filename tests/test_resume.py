@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training import arguments, config_for, pictures, train
 
-from trainers import events, report, run
+from trainers import checkpoint, events, loop, report, run
 from trainers.config import TrainConfig
 from trainers.errors import DatasetError, RunError
 from trainers.events import Event, Finished, Note, Saved, Started, Step
@@ -97,8 +98,9 @@ RUNS: dict[str, Mapping[str, Any]] = {
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_stopped_run_ends_with_the_same_bytes(
-    quick: None, tiny_base: Path, data: Path, tmp_path: Path, kind: str
+    quick: None, tiny_base: Path, data: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "_grows", lambda k: True)  # fp16's loss scale must come back, too
     configs = [config_for(tiny_base, data, tmp_path / name, {**SHORT, **RUNS[kind]}) for name in ("whole", "stopped")]
     train(configs[0])
     stop(configs[1], after=5)
@@ -107,6 +109,13 @@ def test_a_stopped_run_ends_with_the_same_bytes(
     assert [event.step for event in again if isinstance(event, Step)] == [4, 5, 6, 7]
     assert sha(configs[0]) == sha(configs[1])
     assert (configs[0].out / "loss.png").read_bytes() == (configs[1].out / "loss.png").read_bytes()
+    one, other = (checkpoint.newest(config.out / "checkpoints") for config in configs)
+    assert one is not None
+    assert other is not None
+    assert one.step == other.step == 6
+    assert {**one.facts, "seconds": 0} == {**other.facts, "seconds": 0}
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 
 @pytest.mark.parametrize("after", [1, 3])

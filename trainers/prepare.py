@@ -165,10 +165,16 @@ def put_lora(config: TrainConfig, family: StableDiffusion) -> None:
     family.save_memory(config.train.gradient_checkpointing)
 
 
+def peak_rates(config: TrainConfig, family: StableDiffusion) -> dict[str, float]:
+    """Peak learning rate by component; where none is set, the UNet's follows the width of its adapted layers."""
+    settings = config.optim
+    unet = settings.lr or optim.default_lr(inject.widths("unet", family.part("unet")))
+    return {"unet": unet, "text_encoder": settings.text_lr or unet / 2}
+
+
 def update(config: TrainConfig, family: StableDiffusion, machine: devices.Machine) -> loop.Update:
     """One flat group per component with its own learning rate, and their optimizer."""
-    settings = config.optim
-    peaks = {"unet": settings.lr, "text_encoder": settings.text_encoder_lr}
+    settings, peaks = config.optim, peak_rates(config, family)
     models: dict[str, nn.Module] = family.loaded_parts()
     groups, rates = [], []
     for part, model in models.items():

@@ -19,7 +19,7 @@ from trainers.dataset import Sample, kohya_parts
 from trainers.families.stable_diffusion import StableDiffusion
 from trainers.lora.metadata import kohya_metadata, modelspec_metadata
 from trainers.plot import enlarged
-from trainers.prepare import Data
+from trainers.prepare import Data, peak_rates
 
 THUMBNAIL = 256  # side in pixels
 PLACES = {"data", "out"}  # settings that say where, not what
@@ -45,7 +45,7 @@ def thumbnail(config: TrainConfig, family: StableDiffusion, data: Data) -> bytes
 
 def header(config: TrainConfig, family: StableDiffusion, data: Data, precision: str, picture: bytes) -> dict[str, str]:
     """kohya's and modelspec's entries, and stylora's own: version, base digest, data digest, config."""
-    lora, settings = config.lora, config.optim
+    lora, settings, rates = config.lora, config.optim, peak_rates(config, family)
     own = [sample for sample in data.samples if not sample.prior]
     folders = Counter(_folder(sample) for sample in own)
     repeats = {_folder(sample): sample.repeats for sample in own}
@@ -65,9 +65,9 @@ def header(config: TrainConfig, family: StableDiffusion, data: Data, precision: 
         seed=config.seed,
         steps=config.train.steps,
         epochs=config.train.steps * config.train.batch // data.plan.epoch_length,
-        learning_rate=settings.lr,
-        unet_lr=settings.lr,
-        text_encoder_lr=settings.text_encoder_lr if lora.text_encoder else 0.0,
+        learning_rate=rates["unet"],
+        unet_lr=rates["unet"],
+        text_encoder_lr=rates["text_encoder"] if lora.text_encoder else 0.0,
         optimizer=settings.name,
         schedule=settings.schedule,
         resolution=(data.resolution, data.resolution),

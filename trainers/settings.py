@@ -135,7 +135,11 @@ class OptimConfig(Section):
     name: Literal["adamw8bit", "adamw", "paged-adamw8bit", "lion8bit"] = Field(
         default="adamw8bit", description="optimizer; 8bit keeps its state in a byte per number"
     )
-    lr: float = Field(default=1e-3, gt=0, description="peak learning rate of the UNet's adapter")
+    lr: float | None = Field(
+        default=None,
+        gt=0,
+        description="peak learning rate of the UNet's adapter; none = by the base's width, 3e-4 on SD 1.5",
+    )
     text_lr: float | None = Field(
         default=None, gt=0, description="peak learning rate of the text encoder's adapter; none = half of lr"
     )
@@ -149,10 +153,6 @@ class OptimConfig(Section):
         default=20, ge=0, description="steps over which the learning rate rises; no more than train.steps"
     )
     clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 = never clipped")
-
-    @property
-    def text_encoder_lr(self) -> float:
-        return self.lr / 2 if self.text_lr is None else self.text_lr
 
 
 class LoopConfig(Section):

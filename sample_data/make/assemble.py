@@ -41,7 +41,7 @@ def main() -> None:
     )
     for model in (pipeline.unet, pipeline.vae):
         model.half()
-    pipeline.save_pretrained(args.out, safe_serialization=True)  # text encoder in float32: transformers keeps a file's type
+    pipeline.save_pretrained(args.out)  # the text encoder in float32: transformers loads it as it is stored
     for name in ("vocab.json", "merges.txt"):  # older tools read these, newer ones tokenizer.json
         shutil.copyfile(args.work / "tokenizer" / name, args.out / "tokenizer" / name)
     for name, state in (("vae", pictures), ("unet", scenes)):

@@ -165,6 +165,11 @@ def trainable(component: str, model: nn.Module) -> list[tuple[str, nn.Parameter]
     return found
 
 
+def widths(component: str, model: nn.Module) -> list[int]:
+    """Input width of each module that carries LoRA; a kernel's places count."""
+    return [down[0].numel() for name, down in trainable(component, model) if name.endswith(".down")]
+
+
 def extract(component: str, model: nn.Module) -> dict[str, LoraPair]:
     """Copies of the LoRA factors on the CPU in float32, alpha so that alpha / rank is the scale in use."""
     pairs = {}
