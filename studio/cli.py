@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,9 @@ def generate(
 @app.command()
 def demo(
     style: Annotated[str, typer.Option(help="one of the sample styles")] = "ink",
-    out: Annotated[Path, typer.Option(help="new folder for everything it makes")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="new folder for everything it makes; default: runs/demo, then runs/demo-2 …")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="fewer steps for a quick look; default: as `stylora train`")
     ] = None,
@@ -57,6 +60,7 @@ def demo(
     """Train a sample style on the embedded base and show before and after; about two minutes on two cores."""
     from studio import demo as show
 
+    out = out or show.free_folder(Path("runs/demo"))
     chosen = [*sets, *([f"train.steps={steps}"] if steps else [])]
     follow(show.events(style, out, chosen), show.config_for(style, out, chosen).train.steps)
     report = show.read_report(out)
@@ -72,9 +76,10 @@ def demo(
     table(f"{style} on tiny-sd", ("figure", "value"), [(name, str(report[name])) for name in names])
     sheet, made = escape(str(out / "before_after.png")), escape(str(out / report["adapter"]))
     say(f"Look at [bold]{sheet}[/]. The adapter is [bold]{made}[/].")
-    command = f'stylora generate --adapter {made} --prompt "a red star at night, {style} style" --out star.png'
+    stylora = sys.argv[0] if Path(sys.argv[0]).name == "stylora" else "stylora"
+    command = f'{stylora} generate --adapter {made} --prompt "a red star at night, {style} style" --out star.png'
     say(f"Next: [bold]{command}[/]")
-    say("or teach it your own pictures: [bold]stylora train --data FOLDER --out runs/mine[/]")
+    say(f"or teach it your own pictures: [bold]{stylora} train --data FOLDER --out runs/mine[/]")
 
 
 @app.command()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -37,6 +38,12 @@ class Prompt:
 
     thing: str
     text: str
+
+
+def free_folder(wish: Path) -> Path:
+    """`runs/demo`, or `runs/demo-2`, `-3` … where that is taken: nothing is ever written over."""
+    taken = (wish.with_name(f"{wish.name}-{k}") if k > 1 else wish for k in itertools.count(1))
+    return next(folder for folder in taken if not folder.exists())
 
 
 def prompts(style: str) -> list[Prompt]:

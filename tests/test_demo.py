@@ -93,3 +93,11 @@ def test_a_style_that_is_not_there(tmp_path: Path) -> None:
     assert "no sample style called 'cubism'" in result.stderr
     assert "ink" in result.stderr
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_second_demo_takes_the_next_folder(tmp_path: Path) -> None:
+    wish = tmp_path / "demo"
+    assert demo.free_folder(wish) == wish
+    wish.mkdir()
+    (tmp_path / "demo-2").mkdir()
+    assert demo.free_folder(wish) == tmp_path / "demo-3"
