@@ -20,7 +20,8 @@ NAMES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuff
 TREES = {name: ast.parse(path.read_text(), str(path)) for path, name in NAMES.items()}
 STDLIB = sys.stdlib_module_names
 
-CONFIG_STOPS_AT = ("trainers.cli", "trainers.run", "trainers.options", "studio.cli", "studio.options")
+RUN = ("trainers.run", "trainers.prepare", "trainers.report", "trainers.batch", "studio.demo")  # what a run is made by
+CONFIG_STOPS_AT = ("trainers.cli", "trainers.options", "studio.cli", "studio.options", *RUN)
 
 # library or module of ours -> the only modules that may import it
 DOORS = {

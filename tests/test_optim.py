@@ -303,5 +303,5 @@ def test_bitsandbytes_is_loaded_on_first_use() -> None:
 
 
 def test_the_default_rate_falls_with_the_width() -> None:
-    assert optim.default_lr([120] * 3) == pytest.approx(2e-3)
-    assert optim.default_lr([320, 1280]) == pytest.approx(3e-4)
+    assert optim.default_lr([100] * 3) == pytest.approx(2e-3)
+    assert optim.default_lr([320, 1280]) == pytest.approx(2.5e-4)

@@ -66,7 +66,7 @@ def test_kohyas_entries(done: Done, tiny_base: Path) -> None:
         "ss_epoch": "4",  # 20 exposures, 5 an epoch
         "ss_learning_rate": "0.01",
         "ss_unet_lr": "0.01",
-        "ss_text_encoder_lr": "0.005",
+        "ss_text_encoder_lr": "0.002",
         "ss_optimizer": "adamw8bit",
         "ss_lr_scheduler": "cosine",
         "ss_resolution": "(16, 16)",

@@ -5,7 +5,6 @@ Edit one of N pictures and exactly one is encoded again; rename them all and non
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from trainers.buckets import Placement
 from trainers.dataset import Sample, apply, open_picture
+from trainers.digests import digest_of
 from trainers.errors import RunError
 from trainers.families.base import Encoding
 
@@ -78,15 +78,6 @@ class Cache:
             key = digest_of(FORMAT, caption, family.digest("text_encoder"), family.digest("tokenizer"))
             self._texts[caption] = self.get(key, lambda: family.encode_text(caption))
         return self._texts[caption]
-
-
-def digest_of(*parts: str | bytes) -> str:
-    """sha256 over length-prefixed parts."""
-    total = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else part.encode()
-        total.update(len(data).to_bytes(8, "little") + data)
-    return total.hexdigest()
 
 
 def pixels_digest(picture: Image.Image) -> str:

@@ -6,7 +6,6 @@ random number is a function of (seed, step, sample), so the tensors and the step
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainers.digests import digest_of_file
 from trainers.errors import RunError
 
 NAME = re.compile(r"step-(\d{6,})$")
@@ -57,11 +57,6 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int) -> Path:
     """Write checkpoint `step` under `folder`, then remove all but the newest `keep`. Raises RunError."""
     final = folder / f"step-{step:06d}"
@@ -74,7 +69,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
             partial / "tensors.safetensors",
         )
         (partial / "facts.json").write_text(json.dumps(dict(facts), sort_keys=True))
-        (partial / "manifest.json").write_text(json.dumps({name: _digest(partial / name) for name in FILES}))
+        (partial / "manifest.json").write_text(json.dumps({name: digest_of_file(partial / name) for name in FILES}))
         for file in partial.iterdir():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -102,7 +97,7 @@ def is_whole(path: Path) -> bool:
     """Every file is there and has the digest that the manifest says."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        return all(_digest(path / name) == manifest[name] for name in FILES)
+        return all(digest_of_file(path / name) == manifest[name] for name in FILES)
     except (OSError, ValueError, LookupError, TypeError):
         return False
 

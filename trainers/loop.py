@@ -74,8 +74,7 @@ def train(
 
 
 def _example(plan: Plan, encoding: Encoding, weight: float, step: int, slot: int) -> Example:
-    slots = plan.batch * (2 if any(plan.prior) else 1)
-    return Example(encoding, weight, plan.seed, step, slot, slots)
+    return Example(encoding, weight, plan.seed, step, slot, plan.batch)
 
 
 def _apply(update: Update, machine: devices.Machine, k: int, total: Tensor, weight: float) -> tuple[float, Tensor]:

@@ -37,12 +37,12 @@ def lr_at(step: int, *, peak: float, total: int, warmup: int, schedule: str) -> 
 
 
 def default_lr(widths: Sequence[int]) -> float:
-    """0.24 over the mean input width of the adapted layers: 2e-3 on tiny-sd, 3e-4 on SD 1.5.
+    """0.2 over the mean input width of the adapted layers: 1.7e-3 on tiny-sd, 2.6e-4 on SD 1.5.
 
     Adam's best rate for a matrix falls as one over its input width (Yang et al. 2021, Tensor Programs V, muP); the
     constant was measured on tiny-sd (docs/log.md).
     """
-    return 0.24 * len(widths) / sum(widths)
+    return 0.2 * len(widths) / sum(widths)
 
 
 class FlatGroup:

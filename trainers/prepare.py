@@ -12,6 +12,7 @@ from trainers import buckets, cache, devices, doctor, loop, optim, prior
 from trainers.batches import Plan
 from trainers.config import TrainConfig
 from trainers.dataset import Sample
+from trainers.digests import digest_of
 from trainers.errors import ConfigError
 from trainers.events import Busy, Cached, Event, Note
 from trainers.families.base import Encoding
@@ -128,7 +129,7 @@ def encode(
         prior=tuple(sample.prior for sample in samples),
         prior_weight=config.prior.weight,
     )
-    whole = cache.digest_of(*(f"{d} {s.caption} {s.repeats} {s.prior}" for d, s in zip(pixels, samples, strict=True)))
+    whole = digest_of(*(f"{d} {s.caption} {s.repeats} {s.prior}" for d, s in zip(pixels, samples, strict=True)))
     return Data(tuple(samples), encodings, plan, whole, found.resolution)
 
 
@@ -138,7 +139,7 @@ def _class_samples(
     settings = config.prior
     wish = prior.Wish(str(settings.class_prompt), settings.pictures, settings.guidance, settings.steps, resolution)
     parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-    base = cache.digest_of(family.prediction, *(family.digest(part) for part in parts))
+    base = digest_of(family.prediction, *(family.digest(part) for part in parts))
     place = prior.folder_for(folder, wish, base)
     yield from prior.pictures(place, wish, family.sample)
     return prior.samples(place, wish)
@@ -169,7 +170,7 @@ def peak_rates(config: TrainConfig, family: StableDiffusion) -> dict[str, float]
     """Peak learning rate by component; where none is set, the UNet's follows the width of its adapted layers."""
     settings = config.optim
     unet = settings.lr or optim.default_lr(inject.widths("unet", family.part("unet")))
-    return {"unet": unet, "text_encoder": settings.text_lr or unet / 2}
+    return {"unet": unet, "text_encoder": settings.text_lr or unet / 5}
 
 
 def update(config: TrainConfig, family: StableDiffusion, machine: devices.Machine) -> loop.Update:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainers.cache import digest_of
 from trainers.dataset import Sample
+from trainers.digests import digest_of
 from trainers.errors import RunError
 from trainers.events import Busy
 

@@ -138,10 +138,10 @@ class OptimConfig(Section):
     lr: float | None = Field(
         default=None,
         gt=0,
-        description="peak learning rate of the UNet's adapter; none = by the base's width, 3e-4 on SD 1.5",
+        description="peak learning rate of the UNet's adapter; none = by the base's width, 2.6e-4 on SD 1.5",
     )
     text_lr: float | None = Field(
-        default=None, gt=0, description="peak learning rate of the text encoder's adapter; none = half of lr"
+        default=None, gt=0, description="peak learning rate of the text encoder's adapter; none = a fifth of lr"
     )
     weight_decay: float = Field(default=0.01, ge=0, description="pull of the adapter's weights towards 0")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="memory of the gradient's mean")

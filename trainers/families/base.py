@@ -25,7 +25,7 @@ class Example:
     seed: int
     step: int
     slot: int  # position in the step's whole batch
-    of: int  # size of the step's whole batch
+    of: int  # pictures of one kind in the step: slots from here on are class pictures'
 
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator of its own for each purpose: adding a purpose changes no other's numbers."""

@@ -229,7 +229,7 @@ class StableDiffusion:
         shared = torch.rand(
             (), generator=Example(encoding, 1.0, example.seed, example.step, -1, 1).generator("timestep")
         )
-        place = (float(shared) + (example.slot + float(torch.rand((), generator=g))) / example.of) % 1.0
+        place = (float(shared) + (example.slot % example.of + float(torch.rand((), generator=g))) / example.of) % 1.0
         timestep = min(int(place * self.noise.config.num_train_timesteps), self.noise.config.num_train_timesteps - 1)
         dropped = float(torch.rand((), generator=g)) < self.caption_dropout
         return {"latents": latents, "noise": noise, "timestep": timestep, "words": self._empty if dropped else encoding}

@@ -1,0 +1,19 @@
+"""Digests of parts and of files."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from trainers.digests import digest_of, digest_of_file
+
+
+def test_digests_keep_the_borders_of_their_parts() -> None:
+    keys = [("ab", "c"), ("a", "bc"), ("abc",), ("abc", ""), ("", "abc"), (b"ab", "d")]
+    assert len({digest_of(*key) for key in keys}) == len(keys)
+    assert digest_of("ab") == digest_of(b"ab")
+
+
+def test_a_file_s_digest_is_that_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"ink" * 1000)
+    assert digest_of_file(tmp_path / "file") == hashlib.sha256(b"ink" * 1000).hexdigest()
