@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(style: str, out: Path, sets: list[str]) -> dict[str, Any]:
-    """One demo as a process of its own; its report."""
+    """One demo as a process of its own; its report. A finished run that stands there already is taken as it is."""
+    if (out / "before_after.png").exists():
+        return demo.read_report(out)
     options = [word for one in sets for word in ("--set", one)]
     command = [sys.executable, "-m", "studio.cli", "demo", "--style", style, "--out", str(out), *options]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -56,7 +58,7 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__)
     ask.add_argument("--append", action="store_true", help="add dated rows to benchmarks/RESULTS.md")
     ask.add_argument("--picture", type=Path, help="where to write the sheet of all styles")
-    ask.add_argument("--keep", type=Path, help="folder for the runs; default: a temporary one")
+    ask.add_argument("--keep", type=Path, help="folder for the runs, finished ones are not run again; default: temporary")
     ask.add_argument("--set", dest="sets", action="append", default=[], help="a setting that differs from the default")
     ask.add_argument("--styles", nargs="+", default=list(samples.style_names()))
     args = ask.parse_args()

@@ -137,6 +137,9 @@ def test_prior_samples_count_with_their_weight_and_are_not_in_the_divisor() -> N
     assert [step.pictures for step in without] == [4, 4, 4]
     torch.testing.assert_close(got["unet.m.up"], wanted["unet.m.up"])
     assert [step.loss for step in none] == pytest.approx([step.loss for step in without])
+    alone, got = train(Matrices(), Plan((1,), ("a",), 2, 2), steps=3, data=encodings(plan))
+    assert [step.loss for step in alone] == pytest.approx([step.loss for step in without])
+    torch.testing.assert_close(got["unet.m.up"], wanted["unet.m.up"])
     heavy, _ = train(Matrices(), replace(plan, prior_weight=3.0), steps=3)
     assert heavy[0].loss > 1.5 * without[0].loss
 

@@ -133,13 +133,13 @@ def blueprint(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def linocut(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Relief print in one rust ink: flat darks, and wavy gouge marks where the tone is between."""
+    """Relief print in one rust ink: flat darks, wavy gouge marks where the tone is between, contours in a bare rim."""
     dark = 1 - tone(image)
     wave = np.abs((((GRID[0] + 1.4 * np.sin(GRID[1] / 5.0)) / 6.0) % 1.0) * 2 - 1)
-    printed = np.where(dark > 0.72, 1.0, np.where(dark < 0.22, 0.0, wave < dark * 1.05))
-    cut = edges(image, 1.0)
-    printed = np.where(cut > 0.45, np.where(dark > 0.72, 0.0, 1.0), printed)
-    return reduce(picture(mix((0.96, 0.90, 0.80), (0.58, 0.14, 0.09), printed)))
+    between = np.where(dark < 0.22, 0.0, (wave < dark * 0.9) * (edges(image, 3.0) < 0.4))
+    cut = edges(image, 1.0) > 0.45
+    printed = np.where(dark > 0.72, ~cut, np.maximum(between, cut))
+    return reduce(picture(mix((0.96, 0.90, 0.80), (0.58, 0.14, 0.09), printed.astype(np.float32))))
 
 
 def watercolour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
