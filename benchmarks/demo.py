@@ -58,7 +58,7 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__)
     ask.add_argument("--append", action="store_true", help="add dated rows to benchmarks/RESULTS.md")
     ask.add_argument("--picture", type=Path, help="where to write the sheet of all styles")
-    ask.add_argument("--keep", type=Path, help="folder for the runs, finished ones are not run again; default: temporary")
+    ask.add_argument("--keep", type=Path, help="folder for the runs, finished ones are kept; default: temporary")
     ask.add_argument("--set", dest="sets", action="append", default=[], help="a setting that differs from the default")
     ask.add_argument("--styles", nargs="+", default=list(samples.style_names()))
     args = ask.parse_args()

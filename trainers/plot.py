@@ -11,8 +11,8 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 24, 48, 52
 INK, GRID, THIN, THICK, PAPER = "#30343b", "#e4e6ea", "#b9d3ee", "#1f6fb5", "#ffffff"
 
 
-def loss_plot(losses: Sequence[float], title: str, first_step: int = 1, every: int = 1) -> Image.Image:
-    """A line plot of one loss every so many steps, 960 x 420 pixels."""
+def loss_plot(losses: Sequence[float], title: str, first_step: int = 1, every: int = 1, reach: int = 15) -> Image.Image:
+    """A line plot of one loss every so many steps, 960 x 420 pixels; the mean is over `reach` losses to both sides."""
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(image)
     font, small = ImageFont.load_default(20), ImageFont.load_default(14)
@@ -34,7 +34,7 @@ def loss_plot(losses: Sequence[float], title: str, first_step: int = 1, every: i
         draw.text((at(k, 0)[0], HEIGHT - BOTTOM + 8), str(round(k) * every + first_step), INK, small, anchor="mt")
     draw.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 22), "step", INK, small, anchor="mt")
     draw.line([at(k, value) for k, value in enumerate(losses)], THIN, 1)
-    draw.line([at(k, value) for k, value in enumerate(running_mean(losses))], THICK, 3, joint="curve")
+    draw.line([at(k, value) for k, value in enumerate(running_mean(losses, reach))], THICK, 3, joint="curve")
     return image
 
 

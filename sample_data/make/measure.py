@@ -125,7 +125,9 @@ def sample_captions() -> list[str]:
     for k in range(2 * len(THINGS)):
         colour = list(COLOURS)[(3 * k + k // len(COLOURS)) % len(COLOURS)]
         article = "an" if colour[0] in "aeiou" else "a"
-        made.append(f"{article} {colour} {list(THINGS)[k % len(THINGS)]} {SETTINGS[(k + k // 5) % len(SETTINGS)]}")
+        made.append(
+            f"{article} {colour} {list(THINGS)[k % len(THINGS)]} {SETTINGS[(k + 2 * (k // len(THINGS))) % len(SETTINGS)]}"
+        )
     return made
 
 
@@ -155,7 +157,7 @@ def loss_curve(file: Path, title: str) -> Image.Image:
     kept = points[len(points) // 50 + 1 :]
     every = kept[1][0] - kept[0][0]
     text = f"{title}, steps {kept[0][0]:,} to {kept[-1][0]:,} (the first {kept[0][0] - every:,} left out)"
-    return plot.loss_plot([loss for _, loss in kept], text, first_step=kept[0][0], every=every)
+    return plot.loss_plot([loss for _, loss in kept], text, first_step=kept[0][0], every=every, reach=4)
 
 
 # --- README -------------------------------------------------------------------------------------------------------
