@@ -125,9 +125,8 @@ def sample_captions() -> list[str]:
     for k in range(2 * len(THINGS)):
         colour = list(COLOURS)[(3 * k + k // len(COLOURS)) % len(COLOURS)]
         article = "an" if colour[0] in "aeiou" else "a"
-        made.append(
-            f"{article} {colour} {list(THINGS)[k % len(THINGS)]} {SETTINGS[(k + 2 * (k // len(THINGS))) % len(SETTINGS)]}"
-        )
+        setting = SETTINGS[(k + 2 * (k // len(THINGS))) % len(SETTINGS)]
+        made.append(f"{article} {colour} {list(THINGS)[k % len(THINGS)]} {setting}")
     return made
 
 
