@@ -58,7 +58,7 @@ class Bar:
 
 def opened(base: Path = BASE) -> StableDiffusionPipeline:
     """The base as anyone would load it."""
-    pipeline = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -98,9 +98,8 @@ class StableDiffusion:
     def _load(self, name: str) -> Any:
         if name == "tokenizer":
             return CLIPTokenizer.from_pretrained(self.folder / name)
-        keyword = "torch_dtype" if name != "text_encoder" else "dtype"
         model, found = LOADERS[name].from_pretrained(
-            self.folder / name, use_safetensors=True, output_loading_info=True, **{keyword: self.dtype}
+            self.folder / name, use_safetensors=True, output_loading_info=True, dtype=self.dtype
         )
         if missing := sorted(found["missing_keys"]):  # the libraries would go on with random numbers
             raise ValueError(f"{len(missing)} of its tensors are missing, such as {missing[0]}")
