@@ -210,3 +210,13 @@ def test_the_command(folders: list[Path], tiny_base: Path, tmp_path: Path, loads
     assert again.exit_code == 0, again.output
     assert again.stdout.count("done before") == 2
     assert again.stderr == ""
+
+
+def test_a_base_named_by_a_relative_path_is_the_same_base(
+    folders: list[Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_base.parent)
+    run_all(folders[:1], Path(tiny_base.name), tmp_path / "runs")
+    (again,) = run_all(folders[:1], Path(tiny_base.name), tmp_path / "runs")
+    assert again.error is None
+    assert again.state == "done before"

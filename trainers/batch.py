@@ -71,7 +71,7 @@ def _config(folder: Path, values: Mapping[str, Any], sets: Sequence[str]) -> Tra
 def _one(folder: Path, config: TrainConfig, opened: run.Opened | None, follow: Follow) -> Result:
     begun = (config.out / run.CONFIG).is_file()
     if begun:
-        _check_same(config, run.read_config(config.out))
+        _check_same(run.settled(config), run.read_config(config.out))
     if run.is_finished(config):
         return Result(folder, "done before", adapter=str(run.adapter_path(config)))
     events = run.resume(config.out, opened) if begun else run.start(config, opened)
@@ -94,8 +94,8 @@ def _check_same(asked: TrainConfig, there: TrainConfig) -> None:
         and leaf.name not in report.PACE
         and asked.get(leaf.key) != there.get(leaf.key)
     ]
-    if there.data != asked.data.resolve():
-        faults.insert(0, f"data: {there.data} there, {asked.data.resolve()} now")
+    if there.data != asked.data:
+        faults.insert(0, f"data: {there.data} there, {asked.data} now")
     if faults:
         raise RunError(f"{asked.out} holds a run with other settings", faults, "name another --out")
 

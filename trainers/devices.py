@@ -1,6 +1,7 @@
 """Where to compute and in which number format; several processes through accelerate.
 
-`accelerate launch --num_processes 2 -m trainers train …` runs one training on several processes.
+`accelerate launch --num_processes 2 -m trainers train …` runs one training on two GPUs. On a CPU accelerate starts one
+process only; there it takes `accelerate launch --multi_gpu --num_processes 2 -m trainers train … --train.device cpu`.
 """
 
 from __future__ import annotations

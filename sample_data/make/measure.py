@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -161,18 +162,21 @@ def loss_curve(file: Path, title: str) -> Image.Image:
 
 # --- README -------------------------------------------------------------------------------------------------------
 
+WHAT = """\
+A text-to-picture base small enough to travel with the code: a complete diffusers folder of the same classes and
+module paths as Stable Diffusion 1.5, {parameters}, fp16, pictures of 64 x 64 pixels. It draws illustrated scenes, one
+object ({things}) in one of {colours} colours, {settings}, and knows {known} as styles by name. It knows nothing else.
+Everything it was trained on is drawn by `sample_data/make/`, so it is under this project's licence."""
+
 README = """<!-- written by sample_data/make/measure.py -->
 # tiny-sd
 
-A text-to-picture base small enough to travel with the code: a complete diffusers folder of the same classes and module
-paths as Stable Diffusion 1.5, {parameters}, fp16, pictures of 64 x 64 pixels. It draws illustrated
-scenes, one object ({things}) in one of {colours} colours, {settings}, and knows {known} as styles by name. It knows
-nothing else. Everything it was trained on is drawn by `sample_data/make/`, so it is under this project's licence.
+{what}
 
 ![24 samples](samples.png)
 
 ## How it was made
-In this order, on two CPU cores, seed 0; each script goes on where it was stopped:
+In this order, on two CPU cores, seed 0; the two long trainings go on where they were stopped:
 
 ```sh
 {recipe}
@@ -189,19 +193,20 @@ seeds that no training picture has.
 | --- | --- | --- |
 {rows}
 
-The judge's own accuracy on held-out drawn pictures: {judge}.
+{judge}
 """
 
 
-def recipe(vae_minutes: float, unet_minutes: float) -> str:
+def recipe(vae_minutes: float, unet_minutes: float, guidance: float) -> str:
     """The commands that lead from nothing to this folder."""
+    asked = "" if guidance == GUIDANCE else f" --guidance {guidance:g}"
     lines = [
         "words.py work/tokenizer",
         f"vae.py --work work --minutes {vae_minutes:g}",
         f"unet.py --work work --minutes {unet_minutes:g}",
         "assemble.py --work work",
         "judge.py --work work",
-        f"measure.py --vae-minutes {vae_minutes:g} --unet-minutes {unet_minutes:g}",
+        f"measure.py --vae-minutes {vae_minutes:g} --unet-minutes {unet_minutes:g}{asked}",
     ]
     return "\n".join(f"python sample_data/make/{line}" for line in lines)
 
@@ -217,17 +222,21 @@ def write_readme(
 ) -> Bar:
     """Writes it and returns the last bar, the size of the folder with the README in it."""
     size = Bar("all files of the base", size_of(BASE), "MB", LARGEST, most=True)
-    text = README.format(
+    what = WHAT.format(
         parameters=parameters(pipeline),
         things=", ".join(THINGS),
         colours=len(COLOURS),
         settings=", ".join(SETTINGS[:-1]) + f" or {SETTINGS[-1]}",
         known=", ".join(list(KNOWN)[:-1]) + f" and {list(KNOWN)[-1]}",
+    )
+    judged = ", ".join(f"{name} {100 * value:.1f}%" for name, value in judge.accuracies.items())
+    text = README.format(
+        what=textwrap.fill(what, 120),
         recipe=commands,
         guidance=guidance,
         steps=STEPS,
         rows="\n".join(bar.row for bar in (*bars, size)),
-        judge=", ".join(f"{name} {100 * value:.1f}%" for name, value in judge.accuracies.items()),
+        judge=textwrap.fill(f"The judge's own accuracy on held-out drawn pictures: {judged}.", 120),
     )
     (BASE / "README.md").write_text(text)
     return size
@@ -251,7 +260,7 @@ def main() -> int:
     )
     curves = [loss_curve(BASE / f"loss_{name}.csv", title) for name, title in (("vae", "VAE"), ("unet", "UNet"))]
     stacked(curves).save(BASE / "loss.png", optimize=True)
-    commands = recipe(args.vae_minutes, args.unet_minutes)
+    commands = recipe(args.vae_minutes, args.unet_minutes, args.guidance)
     write_readme(pipeline, judge, bars, args.guidance, commands)
     bars.append(write_readme(pipeline, judge, bars, args.guidance, commands))  # again: now its own size is in it
     print("\n".join(bar.row for bar in bars))
