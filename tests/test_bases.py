@@ -142,3 +142,8 @@ def test_reading_lets_other_things_pass(tmp_path: Path, error: BaseException) ->
     with pytest.raises(type(error)) as caught, bases.reading(tmp_path, "vae"):
         raise error
     assert caught.value is error
+
+
+def test_the_width_of_a_base(tiny_base: Path, tmp_path: Path) -> None:
+    assert bases.width(tiny_base) == 64
+    assert bases.width(tmp_path) == 0

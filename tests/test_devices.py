@@ -74,3 +74,9 @@ def test_peak_memory_is_what_the_kernel_counted_in_bytes() -> None:
         pytest.skip("no /proc here to compare with")
     (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
     assert devices.peak_memory(torch.device("cpu")) == pytest.approx(int(line.split()[1]) * 1024, rel=0.05)
+
+
+def test_auto_on_a_cpu_is_bfloat16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, width, wanted in ((True, 1280, "bf16"), (True, 256, "fp32"), (False, 1280, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert devices.machine("cpu", "auto", width).precision == wanted

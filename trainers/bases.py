@@ -46,6 +46,14 @@ def _folder(base: str) -> Path:
         return Path(base)
 
 
+def width(folder: Path) -> int:
+    """Channels of the UNet's widest block; 0 where its config can't be read (whoever loads it says why)."""
+    try:
+        return int(max(json.loads((folder / "unet" / "config.json").read_text())["block_out_channels"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def _from_hub(name: str, base: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

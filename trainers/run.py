@@ -39,7 +39,7 @@ def is_finished(config: TrainConfig) -> bool:
 def open_base(config: TrainConfig) -> Opened:
     """The device and the frozen base, its weights not yet read. Raises BaseError or ConfigError."""
     folder = bases.find(config.base)
-    machine = devices.machine(config.train.device, config.train.precision)
+    machine = devices.machine(config.train.device, config.train.precision, bases.width(folder))
     objective = config.objective
     family = StableDiffusion(
         folder,
