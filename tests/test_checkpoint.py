@@ -202,3 +202,16 @@ def test_a_file_has_its_old_content_or_all_of_the_new(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == [path]
     checkpoint.write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("")
+    with (
+        checkpoint.alone(file),
+        pytest.raises(RunError, match="trained by another process"),
+        checkpoint.alone(file),
+    ):
+        pass
+    with checkpoint.alone(file):
+        pass

@@ -6,11 +6,13 @@ random number is a function of (seed, step, sample), so the tensors and the step
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,19 @@ class Checkpoint:
     step: int
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Holds a lock on a run's file; it ends with the process, however that ends. Raises RunError if it is held."""
+    with file.open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{file.parent} is being trained by another process", next_step="let it finish, or stop it first"
+            ) from None
+        yield
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainers.console import StyloraGroup, follow, say, show_notes
+from trainers.console import StyloraGroup, escape, follow, say, show_notes
 from trainers.options import with_options
 
 app = typer.Typer(cls=StyloraGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -33,7 +33,11 @@ def train(file: File = None, sets: Sets = [], *, values: dict[str, Any]) -> None
     from trainers import run
 
     run.check_folder(config.out)
-    follow(run.start(config), config.train.steps)
+    if follow(run.start(config), config.train.steps):
+        command = (
+            f'stylora generate --base {config.base} --adapter {run.adapter_path(config)} --prompt "…" --out new.png'
+        )
+        say(f"Next: [bold]{escape(command)}[/]")
 
 
 @app.command()

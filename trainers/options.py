@@ -76,7 +76,7 @@ def _option(leaf: Leaf, flag: str) -> OptionInfo:
         metavar=leaf.type_text,
         help=f"{leaf.description} ({default})",
         show_default=False,
-        rich_help_panel=leaf.section or "run",
+        rich_help_panel=leaf.section or "at the top of a TOML file, outside any table",
     )
     return option
 

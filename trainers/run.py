@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,11 +142,12 @@ def _train(
     config: TrainConfig, opened: Opened, samples: prepare.Samples, found: checkpoint.Checkpoint | None
 ) -> Iterator[Event]:
     machine, family = opened
-    log = _log(config.out / EVENTS, machine.leads)
     try:
-        for event in _events(config, machine, family, samples, found):
-            log(event)
-            yield event
+        with checkpoint.alone(config.out / CONFIG) if machine.leads else nullcontext():
+            log = _log(config.out / EVENTS, machine.leads)
+            for event in _events(config, machine, family, samples, found):
+                log(event)
+                yield event
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the {machine.device.type} ran out of memory: {str(error).splitlines()[0]}",
