@@ -218,7 +218,7 @@ def main() -> None:
         step += 1
         losses.append(float(loss.detach()))
         if step % 50 == 0:
-            curve.append((step, sum(losses[-50:]) / 50))
+            curve.append((step, sum(losses[-50:]) / len(losses[-50:])))
         if time.time() - last > 180 or step == 50:
             last = time.time()
             print(f"step {step} {spent / 60:.1f} min loss {sum(losses[-200:]) / len(losses[-200:]):.4f}", flush=True)
