@@ -8,7 +8,6 @@ sheet of all styles.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -32,8 +31,7 @@ def run(style: str, out: Path, sets: list[str]) -> dict[str, Any]:
     options = [word for one in sets for word in ("--set", one)]
     command = [sys.executable, "-m", "studio.cli", "demo", "--style", style, "--out", str(out), *options]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    facts: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return facts
+    return demo.read_report(out)
 
 
 def picture(folder: Path, styles: list[str], target: Path) -> None:

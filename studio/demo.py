@@ -94,8 +94,12 @@ def compare(config: TrainConfig, style: str, opened: run.Opened, begun: float) -
     sheet = plot.grid([row[:SHOWN] for row in rows], ["tiny-sd", f"+ {style}"], names)
     sheet.save(config.out / "before_after.png")
     measured = measure(rows[0], rows[1], asked, style)
-    report = json.loads((config.out / run.REPORT).read_text())
-    report = {"style": style, **measured, **report, "seconds_whole_demo": round(time.monotonic() - begun, 1)}
+    report = {
+        "style": style,
+        **measured,
+        **read_report(config.out),
+        "seconds_whole_demo": round(time.monotonic() - begun, 1),
+    }
     checkpoint.write_atomically(config.out / run.REPORT, json.dumps(report, indent=2).encode())
 
 
