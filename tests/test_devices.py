@@ -64,7 +64,6 @@ def test_one_process_is_the_whole_world() -> None:
     assert machine.sum(tensor) is tensor
     machine.sum_(tensor)
     assert tensor.tolist() == [1, 1, 1]
-    assert machine.agree({"a": 1}) == [{"a": 1}]
     machine.wait()
 
 

@@ -86,6 +86,12 @@ def test_no_flag_belongs_to_two_settings() -> None:
     assert all(f"--{leaf.key.replace('_', '-')}" in flags()[leaf.key] for leaf in leaves())
 
 
+def test_settings_of_the_class_pictures_are_named_in_full() -> None:
+    assert {flags()[leaf.key] for leaf in leaves() if leaf.section == "prior"} == {
+        (f"--prior.{name}",) for name in ("class-prompt", "pictures", "weight", "guidance", "steps")
+    }
+
+
 def test_arguments_of_the_command_stay_as_they_were() -> None:
     file, sets, values = called("ink.toml", "--set", "a=1", "--rank", "4", "--set", "b=2")
     assert (file, sets, values) == (Path("ink.toml"), ["a=1", "b=2"], {"lora.rank": "4"})

@@ -71,8 +71,10 @@ def doctor(
     folder: Annotated[Path, typer.Argument(help="folder of pictures")],
     trigger: Annotated[str, typer.Option(help="word put before every caption")] = "",
     instance_prompt: Annotated[str | None, typer.Option(help="one caption for the pictures that have none")] = None,
-    require_captions: Annotated[bool, typer.Option(help="a picture without its own caption is an error")] = False,
-    min_side: Annotated[int, typer.Option(min=1, help="shorter side a picture must have, in pixels")] = 1,
+    require_captions: Annotated[
+        bool, typer.Option("--require-captions", help="a picture without its own caption is an error")
+    ] = False,
+    min_side: Annotated[int, typer.Option(min=1, metavar="PIXELS", help="shorter side a picture must have")] = 1,
 ) -> None:
     """Say what is in a folder of pictures and all that is wrong with it; loads no model."""
     from trainers import doctor as examiner

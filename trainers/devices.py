@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import reduce
 from torch import Tensor
 
 from trainers.errors import ConfigError
@@ -73,10 +73,6 @@ class Machine:
         """The same, in place."""
         if self.world > 1:
             tensor.copy_(reduce(tensor, "sum"))
-
-    def agree(self, mine: Any) -> list[Any]:
-        """Every process's object, in each of them."""
-        return list(gather_object([mine])) if self.world > 1 else [mine]
 
     def wait(self) -> None:
         self.state.wait_for_everyone()

@@ -18,6 +18,7 @@ from typer.models import OptionInfo
 from trainers.config import Leaf, leaves
 
 SHORT_NAMES_GO_TO = ("", "train")  # where several sections have a setting of one name; in this order
+ALWAYS_IN_FULL = ("prior",)  # `--weight` alone would not say that it is the class pictures' weight
 
 
 @cache
@@ -25,7 +26,8 @@ def flags() -> dict[str, tuple[str, ...]]:
     """The flags of each key: --leaf where one setting may have the short name, and always --section.leaf."""
     owners = defaultdict(list)
     for leaf in leaves():
-        owners[leaf.name].append(leaf)
+        if leaf.section not in ALWAYS_IN_FULL:
+            owners[leaf.name].append(leaf)
     short = {_owner(sharing): f"--{name.replace('_', '-')}" for name, sharing in owners.items()}
     return {leaf.key: _flags(leaf, short.get(leaf.key)) for leaf in leaves()}
 
