@@ -16,10 +16,13 @@ from typing import Any
 
 from results import Figure, report
 
-from studio import demo, generate
+from studio import demo
+from studio.draw import generate
+from studio.draw.recipe import Recipe
 from trainers import plot, samples
-from trainers.lora import inject
 from trainers.lora.adapter import Adapter
+from trainers.lora.gains import Gain
+from trainers.lora.rack import Rack
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,18 +39,17 @@ def run(style: str, out: Path, sets: list[str]) -> dict[str, Any]:
 
 def picture(folder: Path, styles: list[str], target: Path) -> None:
     """One sheet: the base, then each style, the same prompts and seeds in every row."""
-    family = generate.load(demo.BASE, [])
+    family = generate.load(Recipe("", base=demo.BASE)).family
     asked = demo.prompts("")[: demo.SHOWN]
     names = [prompt.text.removesuffix(",  style") for prompt in asked]
     seeds = range(demo.FIRST_SEED, demo.FIRST_SEED + demo.SHOWN)
     rows = [family.sample(names, seeds, steps=demo.STEPS, guidance=demo.GUIDANCE)]
     for style in styles:
-        inject.attach(family.parts(), Adapter.load(folder / style / f"{style}.safetensors").pairs, 1.0, style)
-        rows.append(
-            family.sample([f"{n}, {style} style" for n in names], seeds, steps=demo.STEPS, guidance=demo.GUIDANCE)
-        )
-        for model in family.parts().values():
-            inject.remove(model)
+        with Rack(family.parts()) as rack:
+            rack.set([{rack.add(Adapter.load(folder / style / f"{style}.safetensors")): Gain()}])
+            rows.append(
+                family.sample([f"{n}, {style} style" for n in names], seeds, steps=demo.STEPS, guidance=demo.GUIDANCE)
+            )
     target.parent.mkdir(parents=True, exist_ok=True)
     plot.grid(rows, ["tiny-sd", *(f"+ {style}" for style in styles)], names, side=128).save(target, optimize=True)
 

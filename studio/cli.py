@@ -1,4 +1,4 @@
-"""The `stylora` command: the trainers' commands, and those that use adapters: generate · demo · env."""
+"""The `stylora` command: the trainers' commands, and those that use adapters: generate · grid · again · demo · env."""
 
 from __future__ import annotations
 
@@ -8,42 +8,9 @@ from typing import Annotated
 
 import typer
 
+from studio.commands import draw, files  # noqa: F401  (each mounts its commands)
 from trainers.cli import app
 from trainers.console import escape, follow, say, table
-
-
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Option(help="what to draw")],
-    out: Annotated[Path, typer.Option(help="PNG file to write; several are numbered")],
-    base: Annotated[str, typer.Option(help="tiny-sd, sd15, a diffusers folder or a hub id")] = "tiny-sd",
-    adapter: Annotated[
-        list[str], typer.Option(metavar="FILE[:WEIGHT]", help="adapter file or run folder; may be repeated")
-    ] = [],  # noqa: B006
-    negative: Annotated[str, typer.Option(help="what to keep out of the picture")] = "",
-    seed: Annotated[int, typer.Option(help="of the first picture; the next has seed + 1")] = 0,
-    count: Annotated[int, typer.Option(help="how many pictures")] = 1,
-    steps: Annotated[int, typer.Option(help="denoising steps")] = 25,
-    guidance: Annotated[float, typer.Option(help="how closely to follow the prompt")] = 7.5,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="such as 512x768; default: the base's own")] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="ddim, euler, euler-a, dpm++2m, dpm++2m-karras, unipc, pndm; default: the base's")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
-    overwrite: Annotated[bool, typer.Option(help="write over pictures that are there")] = False,
-) -> None:
-    """Draw pictures with a base and any adapters; each PNG carries its parameters."""
-    from studio import generate as drawing
-
-    request = drawing.Request(prompt, negative, seed, count, steps, guidance, sampler=sampler)
-    asked, used, paths = drawing.read(request, size, adapter, out, overwrite)
-    family = drawing.load(base, used, device, asked.size)
-    made = drawing.pictures(family, asked)
-    for path, (picture, own_seed) in zip(paths, made, strict=True):
-        drawing.write(
-            path, picture, drawing.parameters_text(asked, own_seed, picture, base, family.digest("unet"), used)
-        )
-        say(f"[green]{escape(str(path))}[/] seed {own_seed}")
 
 
 @app.command()

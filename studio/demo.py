@@ -21,8 +21,9 @@ from trainers import checkpoint, plot, run, samples
 from trainers.config import TrainConfig
 from trainers.errors import RunError
 from trainers.events import Busy, Event
-from trainers.lora import inject
 from trainers.lora.adapter import Adapter
+from trainers.lora.gains import Gain
+from trainers.lora.rack import Rack
 
 BASE, GUIDANCE, STEPS = "tiny-sd", 4.0, 25
 UNSEEN = ("fish", "mushroom", "star", "car", "balloon", "bird")  # no sample style shows them
@@ -78,18 +79,17 @@ def compare(config: TrainConfig, style: str, opened: run.Opened, begun: float) -
     """The same prompts and seeds with and without the adapter file just written; sheet and report."""
     family, asked = opened[1], prompts(style)
     rows: list[list[Image.Image]] = []
-    for name in ("the base", "with the adapter"):
-        if rows:
-            inject.attach(family.parts(), Adapter.load(run.adapter_path(config)).pairs, 1.0, "demo")
-        yield Busy(f"pictures by {name}", 0, COUNT)
-        rows.append(
-            family.sample(
-                [p.text for p in asked], range(FIRST_SEED, FIRST_SEED + COUNT), steps=STEPS, guidance=GUIDANCE
+    with Rack(family.parts()) as rack:
+        key = rack.add(Adapter.load(run.adapter_path(config)))
+        for name, weight in (("the base", 0.0), ("with the adapter", 1.0)):
+            rack.set([{key: Gain(weight)}])
+            yield Busy(f"pictures by {name}", 0, COUNT)
+            rows.append(
+                family.sample(
+                    [p.text for p in asked], range(FIRST_SEED, FIRST_SEED + COUNT), steps=STEPS, guidance=GUIDANCE
+                )
             )
-        )
-        yield Busy(f"pictures by {name}", COUNT, COUNT)
-    for model in family.loaded_parts().values():
-        inject.remove(model)
+            yield Busy(f"pictures by {name}", COUNT, COUNT)
     names = [p.text.removesuffix(f", {style} style") for p in asked[:SHOWN]]
     sheet = plot.grid([row[:SHOWN] for row in rows], ["tiny-sd", f"+ {style}"], names)
     sheet.save(config.out / "before_after.png")

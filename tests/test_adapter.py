@@ -131,6 +131,52 @@ def test_components_and_content_digest(adapter: Adapter) -> None:
     assert content_digest(Adapter(moved)) != had
 
 
+# --- PEFT folders -----------------------------------------------------------------------------------------------------
+
+
+def test_a_peft_folder_holds_the_same_adapter(adapter: Adapter, tmp_path: Path) -> None:
+    folder = adapter.save(tmp_path / "ink.peft", "peft")
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    parts = ("text_encoder", "unet")
+    assert files == [f"{part}/adapter_{name}" for part in parts for name in ("config.json", "model.safetensors")]
+    back = Adapter.load(folder)
+    assert (back.info.format, content_digest(back)) == ("peft", content_digest(adapter))
+    assert back.info.title == "Ink"
+    lone = Adapter.load(folder / "unet")  # as peft itself would load it
+    assert list(lone.pairs) == [f"{ATTN}.to_q"]
+
+
+def test_the_digest_of_a_folder_is_over_its_adapter_files(adapter: Adapter, tmp_path: Path) -> None:
+    one, two = adapter.save(tmp_path / "one", "peft"), adapter.save(tmp_path / "two", "peft")
+    (one / "README.md").write_text("not the adapter's")
+    assert digest(one) == digest(two)
+    config = two / "unet" / "adapter_config.json"
+    config.write_text(config.read_text() + " ")
+    assert digest(one) != digest(two)
+
+
+def test_a_folder_that_holds_anything_is_left_alone(adapter: Adapter, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    adapter.save(tmp_path / "empty", "peft")
+    with pytest.raises(AdapterError, match="isn't an empty folder"):
+        adapter.save(tmp_path / "empty", "peft")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("adapter_config.json", "{", "adapter_config.json: can't be read"),
+        ("adapter_config.json", "[]", "isn't a table"),
+        ("adapter_model.safetensors", None, "adapter_model.safetensors: there is no such file"),
+    ],
+)
+def test_a_broken_folder(adapter: Adapter, tmp_path: Path, name: str, content: str | None, says: str) -> None:
+    file = adapter.save(tmp_path / "ink", "peft") / "unet" / name
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(AdapterError, match=says):
+        Adapter.load(tmp_path / "ink")
+
+
 # --- whole or absent --------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +195,9 @@ def test_a_failing_disk_leaves_the_old_file_and_no_litter(
         adapter.save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["ink.safetensors"]
     assert path.read_bytes() == b"old"
+    with pytest.raises(AdapterError, match="No space left"):
+        adapter.save(tmp_path / "ink.peft", "peft")
+    assert [file.name for file in tmp_path.iterdir()] == ["ink.safetensors"]
 
 
 @pytest.mark.parametrize("where", ["no/such/folder/x", "."])
@@ -183,7 +232,7 @@ def test_numbers_too_large_for_half_precision_are_refused(tmp_path: Path) -> Non
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="there is no such file"):
         Adapter.load(tmp_path / "x")
-    with pytest.raises(AdapterError, match="is a folder"):
+    with pytest.raises(AdapterError, match="a folder without an adapter"):
         Adapter.load(tmp_path)
     with pytest.raises(AdapterError, match="can't be read"):
         digest(tmp_path / "x")
@@ -201,10 +250,10 @@ def test_a_truncated_file_is_not_a_whole_one(adapter: Adapter, tmp_path: Path, c
     ("keys", "says"),
     [
         (["model.diffusion_model.out.2.weight"], "no LoRA in it"),
-        (["base_model.model.q_proj.lora_A.weight"], "a PEFT folder's own names: base_model.model.q_proj"),
+        (["base_model.model.q_proj.lora_A.weight"], "give the folder that holds both files"),
         (["unet:0:up", "unet:0:down"], "cloneofsimo's old numbering: unet:0:down, unet:0:up"),
         (["some.lora_thing"], "1 tensors are unknown names: some.lora_thing"),
-        (["lora_unet_conv_in.lokr_w1"], "LoKr"),
+        (["lora_unet_conv_in.lokr_w1"], "unet.conv_in: LoKr (LyCORIS): has lokr_w1, lacks lokr_w2 (1 tensor)"),
     ],
 )
 def test_what_is_no_plain_lora_is_called_by_its_name(tmp_path: Path, keys: list[str], says: str) -> None:
@@ -304,3 +353,20 @@ def test_diffusers_own_loader_does_what_delta_says(
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-4)
         moved = bool((base - want).abs().max() > 0.05)
         assert moved is (part in components(adapter))
+
+
+def test_diffusers_loads_what_loha_became(pipeline: Any, tmp_path: Path) -> None:
+    name, g = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", torch.Generator().manual_seed(3)
+    width = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight.shape[0]
+    shapes = {"w1_a": (width, 2), "w1_b": (2, width), "w2_a": (width, 3), "w2_b": (3, width)}
+    factors = {half: torch.randn(shape, generator=g) for half, shape in shapes.items()}
+    save_file({f"{name}.hada_{half}": factor for half, factor in factors.items()}, tmp_path / "loha.safetensors")
+    adapter = Adapter.load(tmp_path / "loha.safetensors")
+    assert [one.rank for one in adapter.pairs.values()] == [6]
+    pipeline.load_lora_weights(str(adapter.save(tmp_path / "lora.safetensors", "diffusers", torch.float32)))
+    try:
+        got = outputs(pipeline.unet, pipeline.text_encoder)[1]
+    finally:
+        pipeline.unload_lora_weights()
+    torch.testing.assert_close(got, by_hand(pipeline, adapter)[1], rtol=1e-4, atol=1e-4)
+    assert bool((got - outputs(pipeline.unet, pipeline.text_encoder)[1]).abs().max() > 0.01)

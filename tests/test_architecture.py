@@ -38,7 +38,17 @@ DOORS = {
     "studio": ("studio", "studio.*"),
 }
 LORA_MAY_IMPORT = {"torch", "safetensors", "trainers.errors", "trainers.lora"}
-PURE = ("trainers.buckets", "trainers.objective")
+PURE = (
+    "trainers.buckets",
+    "trainers.objective",
+    "trainers.lora.algebra",
+    "trainers.lora.blocks",
+    "trainers.lora.gains",
+    "trainers.lora.kinds",
+    "trainers.lora.lycoris",
+    "studio.blend.methods",
+    "studio.blend.factored",
+)
 TOUCHES_FILES = {"PIL", "os", "io", "pathlib", "shutil", "tempfile", "glob", "safetensors", "open"}
 LONGEST_CHAIN = 8
 LONGEST_FILE = 300

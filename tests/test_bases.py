@@ -95,9 +95,13 @@ def test_what_the_hub_cache_holds_is_found_offline(
     assert bases.find(HUB_ID).resolve() == (stored / "snapshots" / commit).resolve()
 
 
-def test_a_single_file_is_no_base(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"x")
-    assert "is a file, not a folder" in fault(tmp_path / "model.safetensors").what
+def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    for name, said in (
+        ("model.safetensors", "not a whole safetensors file"),
+        ("model.ckpt", "is a file, not a folder"),
+    ):
+        (tmp_path / name).write_bytes(b"x")
+        assert said in fault(tmp_path / name).what
 
 
 def test_a_folder_without_an_index(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_bad_requests(place: Path) -> None:
     (place / "a.png").write_bytes(b"mine")
     words = ["--adapter", "gone.safetensors", "--size", "8", "--count", "0", "--out", "a.png", "--sampler", "ddmi"]
     message = refused("generate", "--prompt", "a", *words)
-    for part in ("gone.safetensors: there is no such file", "--size 8", "count", "a.png exists", "sampler: got ddmi"):
+    for part in ("gone.safetensors: there is no such file", "size 8", "count", "a.png exists", "sampler: got ddmi"):
         assert part in message
     (place / "text.safetensors").write_text("no weights at all, but text")
     message = refused("generate", "--prompt", "a", "--out", "b.png", "--adapter", "text.safetensors")
@@ -250,6 +250,8 @@ def test_bad_requests(place: Path) -> None:
     "words",
     [
         ["generate", "--out", "a.png"],
+        ["again"],
+        ["grid", "--prompt", "a"],
         ["generate", "--prompt", "a"],
         ["generate", "--prompt", "a", "--out", "a.png", "--seed", "x"],
         ["doctor"],
@@ -272,7 +274,7 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 
 
 def test_the_commands_of_the_house() -> None:
-    assert {"train", "resume", "batch", "doctor", "generate", "demo", "env"} <= set(COMMANDS)
+    assert {"train", "resume", "batch", "doctor", "generate", "grid", "again", "demo", "env"} <= set(COMMANDS)
     overview = shown("--help").output
     for name, command in COMMANDS.items():
         assert re.search(rf"\b{name}\b", overview)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.errors import AdapterError, ConfigError
-from trainers.lora import inject
+from trainers.errors import ConfigError
+from trainers.lora import fit, inject
+from trainers.lora.adapter import Adapter
+from trainers.lora.gains import Gain
 from trainers.lora.inject import PRESETS, Shape
 from trainers.lora.pair import LoraPair
+from trainers.lora.rack import Rack
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "kohya_sd15_unet_r8.json"
 CONVOLUTION = [r"resnets\.0\.conv1$"]
@@ -68,32 +70,8 @@ def learn(parts: Parts, seed: int = 5) -> dict[str, LoraPair]:
     return pairs
 
 
-def learned(parts: Parts, choice: str | list[str], shape: Shape, seed: int) -> dict[str, LoraPair]:
-    """An adapter made on a copy."""
-    twin = copy.deepcopy(parts)
-    put(twin, choice, shape, seed)
-    return learn(twin, seed)
-
-
 def modules(parts: Parts) -> dict[str, nn.Module]:
-    return {inject.canonical(part, path): m for part, model in parts.items() for path, m in model.named_modules()}
-
-
-def with_deltas(parts: Parts, weighted: list[tuple[float, Mapping[str, LoraPair]]]) -> Tensor:
-    """The output with `weight * delta` added to the weights themselves: what LoRA means."""
-    twin = copy.deepcopy(parts)
-    places = modules(twin)
-    for weight, pairs in weighted:
-        for name, pair in pairs.items():
-            matrix = places[name].get_parameter("weight").data
-            matrix += weight * pair.delta().view(matrix.shape)
-    return output(twin)
-
-
-def assert_close(got: Tensor, wanted: Tensor, base: Tensor) -> None:
-    """Equal but for rounding, where the adapter makes a difference that is far larger than that."""
-    assert float((wanted - base).abs().mean()) > 1e-2
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    return {fit.canonical(part, path): m for part, model in parts.items() for path, m in model.named_modules()}
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
@@ -200,7 +178,7 @@ def test_presets_grow(parts: Parts) -> None:
     for part, model in parts.items():
         few, more, all_of_them = (set(inject.targets(part, model, preset)) for preset in PRESETS[part])
         assert few < more < all_of_them or (part == "text_encoder" and few < more <= all_of_them)
-        linear = {path for path, module in inject.candidates(model).items() if isinstance(module, nn.Linear)}
+        linear = {path for path, module in fit.candidates(model).items() if isinstance(module, nn.Linear)}
         assert few | more <= linear
 
 
@@ -267,11 +245,10 @@ def test_what_is_extracted_acts_the_same_in_a_fresh_model(parts: Parts, choice: 
     put(parts, choice, shape)
     pairs = learn(parts)
     wanted = output(parts)
-    inject.attach(fresh, pairs, 1.0, "one")
-    torch.testing.assert_close(output(fresh), wanted, rtol=1e-5, atol=1e-5)
-    for model in fresh.values():
-        inject.remove(model)
-    assert_close(wanted, with_deltas(fresh, [(1.0, pairs)]), base)
+    assert float((wanted - base).abs().mean()) > 1e-2
+    with Rack(fresh) as rack:
+        rack.set([{rack.add(Adapter(pairs)): Gain()}])
+        torch.testing.assert_close(output(fresh), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_extracted_numbers_are_copies(parts: Parts) -> None:
@@ -283,75 +260,15 @@ def test_extracted_numbers_are_copies(parts: Parts) -> None:
     assert {pair.down.dtype for pair in pairs.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.3])
-def test_the_weight_multiplies_the_delta(parts: Parts, weight: float) -> None:
-    base, pairs = output(parts), learned(parts, "attention", Shape(2, alpha=3.0), 1)
-    wanted = with_deltas(parts, [(weight, pairs)])
-    inject.attach(parts, pairs, weight, "one")
-    if weight == 0:
-        assert torch.equal(output(parts), base)
-    else:
-        assert_close(output(parts), wanted, base)
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)], ids=str)
-def test_several_adapters_act_as_the_sum_of_their_deltas(parts: Parts, order: tuple[int, ...]) -> None:
-    """Their targets overlap only in part, and ranks and scales differ."""
-    base = output(parts)
-    some = [
-        (0.7, learned(parts, "attention", Shape(2), 1)),
-        (-0.4, learned(parts, [r"ff\.net", "mid_block.*to_q"], Shape(3, alpha=5.0), 2)),
-        (1.1, learned(parts, CONVOLUTION, Shape(1), 3)),
-    ]
-    wanted = with_deltas(parts, some)
-    for n in order:
-        weight, pairs = some[n]
-        inject.attach(parts, pairs, weight, f"adapter{n}")
-    assert_close(output(parts), wanted, base)
-    assert not any(parameter.requires_grad for model in parts.values() for parameter in model.parameters())
-
-
-def test_an_adapter_with_another_rank_in_every_module(parts: Parts) -> None:
-    base = output(parts)
-    pairs = learned(parts, "attention", Shape(1), 1)
-    made = torch.Generator().manual_seed(4)
-    for n, (name, pair) in enumerate(pairs.items()):
-        down = torch.randn(1 + n % 5, pair.down.shape[1], generator=made) / 4
-        pairs[name] = LoraPair(down, torch.randn(pair.up.shape[0], down.shape[0], generator=made) / 4, 1.0 + n % 3)
-    wanted = with_deltas(parts, [(1.0, pairs)])
-    inject.attach(parts, pairs, 1.0, "one")
-    assert_close(output(parts), wanted, base)
-
-
-def test_a_1x1_convolution_and_a_linear_layer_take_each_others_adapters(parts: Parts) -> None:
-    base = output(parts)
-    pairs = learned(parts, "all-linear", Shape(2), 1)
-    turned = {
-        name: LoraPair(
-            *(t.flatten(1) if t.dim() == 4 else t[..., None, None] for t in (pair.down, pair.up)), pair.alpha
-        )
-        for name, pair in pairs.items()
-    }
-    assert {pair.down.dim() for pair in pairs.values()} == {2, 4}
-    wanted = with_deltas(parts, [(1.0, pairs)])
-    inject.attach(parts, turned, 1.0, "one")
-    assert_close(output(parts), wanted, base)
-
-
 # --- off --------------------------------------------------------------------------------------------------------------
 
 
 def test_removing_gives_back_the_very_same_modules(parts: Parts) -> None:
     there, base = modules(parts), output(parts)
     keys = {part: list(model.state_dict()) for part, model in parts.items()}
-    pairs = learned(parts, "all-linear", Shape(2), 1)
-    for _ in range(2):
-        put(parts, "attention+ff")
+    for choice in ("attention+ff", "all-linear"):
+        put(parts, choice)
         learn(parts)
-        for model in parts.values():
-            inject.remove(model)
-        inject.attach(parts, pairs, 0.5, "one")
-        inject.attach(parts, pairs, 0.5, "two")
         assert not torch.equal(output(parts), base)
         for model in parts.values():
             inject.remove(model)
@@ -368,22 +285,3 @@ def test_removing_from_a_bare_model_does_nothing(parts: Parts) -> None:
     for model in parts.values():
         inject.remove(model)
     assert modules(parts) == there
-
-
-def test_an_adapter_that_does_not_fit_is_refused_whole(parts: Parts) -> None:
-    base = output(parts)
-    pairs = learned(parts, "attention", Shape(2), 1)
-    names = list(pairs)
-    wide = pairs[names[0]]
-    wrong = {
-        "unet.down_blocks.9.attentions.0.proj_in": wide,
-        names[0]: LoraPair(torch.ones(2, 999), wide.up, 2.0),
-        "unet.conv_in": LoraPair(torch.ones(2, 4, 1, 1), torch.ones(32, 2, 1, 1), 2.0),  # the base has 3 x 3 there
-        "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj": wide,
-    }
-    with pytest.raises(AdapterError) as caught:
-        inject.attach(parts, pairs | wrong, 1.0, "one")
-    assert {fault.partition(":")[0] for fault in caught.value.faults} == wrong.keys()
-    assert any("999" in fault for fault in caught.value.faults)
-    assert torch.equal(output(parts), base)
-    assert not any(list(inject.layers(model)) for model in parts.values())

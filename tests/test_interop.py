@@ -13,14 +13,16 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from studio import generate
+from studio.draw import generate
+from studio.draw.recipe import Recipe
+from studio.draw.use import Use
 from trainers import run
 from trainers.config import TrainConfig
 from trainers.lora.adapter import Adapter, AdapterInfo, components
 
 PROMPT, SEED, STEPS = "a red house by the sea", 7, 6
-REQUEST = generate.Request(PROMPT, "night", SEED, steps=STEPS, guidance=4.0)
-STRONGER = 40.0  # the few steps of a test change little; the files must differ from the base so that all can see it
+ASKED = Recipe(PROMPT, "night", seed=SEED, steps=STEPS, guidance=4.0)
+STRONGER = 15.0  # the few steps of a test change little; the files must differ from the base so that all can see it
 
 VARIANTS = {
     "kohya": {"adapter.format": "kohya"},
@@ -72,7 +74,7 @@ def theirs(base: Path, adapter: Path | None) -> np.ndarray[Any, Any]:
         prompt=PROMPT,
         negative_prompt="night",
         num_inference_steps=STEPS,
-        guidance_scale=REQUEST.guidance,
+        guidance_scale=ASKED.guidance,
         height=16,
         width=16,
         generator=torch.Generator().manual_seed(SEED),
@@ -81,8 +83,9 @@ def theirs(base: Path, adapter: Path | None) -> np.ndarray[Any, Any]:
 
 
 def ours(base: Path, adapter: Path | None) -> np.ndarray[Any, Any]:
-    used = [generate.Used(adapter, 1.0)] if adapter else []
-    return pixels(generate.pictures(generate.load(str(base), used, "cpu"), REQUEST)[0][0])
+    recipe = replace(ASKED, base=str(base), adapters=(Use(adapter),) if adapter else ())
+    ((_, picture),) = generate.draw(generate.load(recipe, "cpu"), [recipe])
+    return pixels(picture.image)
 
 
 def pixels(picture: Image.Image) -> np.ndarray[Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers.lora.pair import LoraPair, join_halves, pair_faults
+from trainers.lora.pair import LoraPair, pair_faults
 
 
 def test_delta_of_a_linear_pair_is_scale_times_up_times_down() -> None:
@@ -53,12 +53,3 @@ def test_faults_name_the_path_and_what_is_wrong(down: torch.Tensor, up: torch.Te
 
 def test_a_good_pair_has_no_faults() -> None:
     assert pair_faults("unet.x", LoraPair(torch.ones(2, 3), torch.ones(4, 2), 0.0)) == []
-
-
-def test_join_halves_lists_every_widow_and_keeps_the_whole_ones() -> None:
-    half = torch.ones(1, 1)
-    faults: list[str] = []
-    parts = {"a": {"down": half}, "b": {"alpha": half}, "c": {"down": half, "up": half}}
-    pairs = join_halves(parts, lambda path, rank: 7.0 * rank, faults)
-    assert faults == ["a: has down, lacks up", "b: has alpha, lacks down and up"]
-    assert pairs["c"].alpha == 7.0

@@ -1,6 +1,6 @@
-"""Find a base model: an alias, a diffusers folder on disk, or a hub id; say clearly why not.
+"""Find a base model: an alias, a diffusers folder on disk, a single-file checkpoint, or a hub id; say clearly why not.
 
-Nothing is loaded here; weights are read by the families.
+Nothing is loaded here; weights are read by the families. A single file is unpacked into the cache once.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 KIND = "StableDiffusionPipeline"
 
 
-def find(base: str) -> Path:
-    """The folder of a base, downloaded from the hub if need be.
+def find(base: str, weights: bool = True) -> Path:
+    """The folder of a base, downloaded from the hub if need be; without `weights` only the small files are.
 
     Raises BaseError: no such folder, no such alias, not to be had offline, or a model of another kind.
     """
     if base in EMBEDDED:
         return checked(samples.base_folder(base), base)
     folder = _folder(base)
+    if folder.is_file() and folder.suffix == ".safetensors":
+        from trainers.unpack import cached
+
+        return checked(cached(folder), base)
     if folder.exists():
         return checked(folder, base)
     name = HUB_ALIASES.get(base, base)
@@ -36,7 +40,7 @@ def find(base: str) -> Path:
             f"base {base!r}: there is no folder {folder.absolute()}, and it is no alias or hub id",
             next_step=f"name a diffusers folder, a hub id (owner/name), or {', '.join((*EMBEDDED, *HUB_ALIASES))}",
         )
-    return checked(_from_hub(name, base), base)
+    return checked(_from_hub(name, base, weights), base)
 
 
 def _folder(base: str) -> Path:
@@ -54,12 +58,13 @@ def width(folder: Path) -> int:
         return 0
 
 
-def _from_hub(name: str, base: str) -> Path:
+def _from_hub(name: str, base: str, weights: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt"))]
-    wanted += [f"{part}/{stem}.safetensors" for part in PARTS for stem in ("model", "diffusion_pytorch_model")]
+    stems = ("model", "diffusion_pytorch_model") if weights else ()
+    wanted += [f"{part}/{stem}.safetensors" for part in PARTS for stem in stems]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:

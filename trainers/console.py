@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -138,6 +139,19 @@ def _live(events: Iterable[Any], steps: int) -> dict[str, Any]:
                     busy, training = None, bar.add_task("training", total=steps, completed=event.first_step, facts="")
                 report = _tell(event, bar.console) or report
     return report
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, gone when all is done; nothing elsewhere. Gives the function (done, total) that moves it."""
+    if not (speaks() and sys.stdout.isatty()):
+        yield lambda done, total: None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task(escape(what), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _step_text(event: Any) -> str:

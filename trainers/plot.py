@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 WIDTH, HEIGHT = 960, 420
 LEFT, RIGHT, TOP, BOTTOM = 76, 24, 48, 52
+FAINT = "#7a808a"
 INK, GRID, THIN, THICK, PAPER = "#30343b", "#e4e6ea", "#b9d3ee", "#1f6fb5", "#ffffff"
 
 
@@ -69,6 +72,62 @@ def grid(
     return image
 
 
+@dataclass(frozen=True)
+class Names:
+    """What varies along one way of a sheet, and what stands at each place."""
+
+    title: str
+    labels: Sequence[str]
+
+
+def sheet(
+    rows: Sequence[Sequence[Image.Image]], x: Names, y: Names, title: str = "", note: str = "", side: int = 160
+) -> Image.Image:
+    """Pictures in a table as on an artist's contact sheet: title and note on top, both ways named, on cells of `side`.
+
+    Letters grow with the cells; long names are wrapped.
+    """
+    large, middle, gap = max(20, side // 10), max(15, side // 14), max(6, side // 40)
+    big, font = ImageFont.load_default(large), ImageFont.load_default(middle)
+    line, pad = round(middle * 1.35), 2 * middle
+    columns = [_wrapped(name, font, side) for name in x.labels]
+    names = [_wrapped(name, font, max(side, 160)) for name in y.labels]
+    wide = max((int(font.getlength(text)) for name in names for text in name), default=0)
+    left = pad + (line + gap if y.title else 0) + (wide + middle if wide else 0)
+    across, down = len(x.labels) * (side + gap) - gap, len(rows) * (side + gap) - gap
+    headlines = _wrapped(title, big, max(across, 2 * side)) if title else []
+    notes = _wrapped(note, font, max(across, 2 * side)) if note else []
+    head = pad + round(len(headlines) * large * 1.3) + len(notes) * line + (middle if title or note else 0)
+    top = head + (line + gap if x.title else 0) + line * max(map(len, columns), default=0) + gap
+    widest = max((*(int(big.getlength(text)) for text in headlines), *(int(font.getlength(text)) for text in notes), 0))
+    page = Image.new("RGB", (left + max(across, widest) + pad, top + down + pad), PAPER)
+    draw = ImageDraw.Draw(page)
+    draw.multiline_text((left, pad), "\n".join(headlines), INK, big, spacing=large * 0.3)
+    draw.multiline_text((left, head - middle), "\n".join(notes), FAINT, font, anchor="ld", spacing=middle * 0.3)
+    draw.text((left + across / 2, head), x.title, FAINT, font, anchor="ma")
+    for c, text in enumerate(columns):
+        above = (left + c * (side + gap) + side / 2, top - gap)
+        draw.multiline_text(above, "\n".join(text), INK, font, anchor="md", align="center", spacing=middle * 0.3)
+    for r, text in enumerate(names):
+        beside = (left - middle, top + r * (side + gap) + side / 2)
+        draw.multiline_text(beside, "\n".join(text), INK, font, anchor="rm", align="right", spacing=middle * 0.3)
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            page.paste(enlarged(picture, side), (left + c * (side + gap), top + r * (side + gap)))
+    if y.title:
+        _upright(page, (pad, top + down // 2), y.title, font)
+    return page
+
+
+def _upright(page: Image.Image, place: tuple[int, int], text: str, font: Font) -> None:
+    """Text that reads from below, its left edge and middle at `place`."""
+    left, top, right, bottom = ImageDraw.Draw(page).textbbox((0, 0), text, font)
+    strip = Image.new("RGB", (int(right - left) + 2, int(bottom - top) + 2), PAPER)
+    ImageDraw.Draw(strip).text((1 - left, 1 - top), text, FAINT, font)
+    strip = strip.rotate(90, expand=True)
+    page.paste(strip, (place[0], place[1] - strip.height // 2))
+
+
 def enlarged(picture: Image.Image, side: int) -> Image.Image:
     """The picture in a square of `side`, proportions kept; hard pixels when it grows, smooth when it shrinks."""
     scale = side / max(picture.size)
@@ -79,7 +138,7 @@ def enlarged(picture: Image.Image, side: int) -> Image.Image:
     return square
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def _wrapped(text: str, font: Font, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

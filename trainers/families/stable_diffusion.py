@@ -250,14 +250,17 @@ class StableDiffusion:
         prompts: Sequence[str],
         seeds: Sequence[int],
         *,
-        negative: str = "",
+        negative: str | Sequence[str] = "",
         steps: int = 25,
         guidance: float = 7.5,
         size: tuple[int, int] | None = None,
         sampler: str | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
-        """One picture per (prompt, seed), as one batch, through diffusers' own pipeline; `size` is (width, height)."""
+        """One picture per (prompt, seed), as one batch, through diffusers' own pipeline; `size` is (width, height).
+
+        `negative` is one for all or one for each; `on_step(done, steps)` is called after each step.
+        """
         parts: dict[str, Any] = {name: self.part(name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
         extras: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
@@ -274,7 +277,7 @@ class StableDiffusion:
             pipeline.set_progress_bar_config(disable=True)
             made = pipeline(
                 prompt=list(prompts),
-                negative_prompt=[negative] * len(prompts),
+                negative_prompt=[negative] * len(prompts) if isinstance(negative, str) else list(negative),
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 width=width,

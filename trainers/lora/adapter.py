@@ -9,24 +9,24 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import json
 import os
-import secrets
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from trainers.errors import AdapterError
-from trainers.lora.formats import DIFFUSERS_HEADER, FORMATS, Tensors, foreign_faults, foreign_kind
+from trainers.lora import files
+from trainers.lora.files import DTYPES, Tensors, digest
+from trainers.lora.fit import MISFIT
+from trainers.lora.formats import DIFFUSERS_HEADER, FORMATS, detect, foreign_faults, foreign_kind, peft
+from trainers.lora.kinds import NEEDS_BASE, Entry, WeightOf, assemble
 from trainers.lora.metadata import THUMBNAIL_START
 from trainers.lora.pair import LoraPair, Pairs, pair_faults
 
-__all__ = ["Adapter", "AdapterInfo", "LoraPair", "components", "content_digest", "digest"]
-
-DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+__all__ = ["Adapter", "AdapterInfo", "LoraPair", "Reading", "components", "content_digest", "digest", "read"]
 
 
 @dataclass(frozen=True)
@@ -73,26 +73,29 @@ class Adapter:
     info: AdapterInfo = field(default_factory=AdapterInfo)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Adapter:
-        """Read a file of any format of FORMATS; AdapterError lists everything wrong with it."""
-        name, tensors, metadata = _read(Path(path))
-        try:
-            pairs = FORMATS[name].read(tensors, metadata)
-        except AdapterError as error:
-            raise AdapterError(f"{path}: {error.what}", error.faults, error.next_step) from None
-        return cls(pairs, AdapterInfo(metadata, name))
+    def load(cls, path: str | os.PathLike[str], rank: int | None = None, weight_of: WeightOf | None = None) -> Adapter:
+        """Read a whole adapter of any format and kind (see `read`); AdapterError lists all that can't be applied."""
+        return read(path, rank, weight_of).whole(path)
 
     def save(self, path: str | os.PathLike[str], format: str = "kohya", dtype: torch.dtype = torch.float16) -> Path:
-        """Write the file whole or not at all; equal content gives equal bytes. AdapterError: nothing was written."""
+        """Write the file whole or not at all; equal content gives equal bytes. "peft" writes a new folder.
+
+        AdapterError: nothing was written.
+        """
+        path = Path(path)
         if faults := self._faults(format, dtype):
             raise AdapterError(f"{path}: this adapter can't be saved", faults)
-        tensors, extra = FORMATS[format].write(self.pairs, dtype)
-        if large := [name for name, part in tensors.items() if not bool(torch.isfinite(part).all())]:
-            faults = [f"{name}: too large a number for {dtype}" for name in large]
-            raise AdapterError(f"{path}: this adapter can't be saved", faults, "save it as bfloat16 or float32")
         kept = {key: value for key, value in self.info.metadata.items() if key != DIFFUSERS_HEADER}
-        _write_whole(Path(path), _file_bytes(tensors, kept | extra))
-        return Path(path)
+        if FORMATS[format].kind == "folder":
+            parts = peft.write_folder(self.pairs, dtype)
+            for tensors, _ in parts.values():
+                _check_range(path, tensors, dtype)
+            files.write_folder_whole(path, files.folder_bytes(parts, kept))
+        else:
+            tensors, extra = FORMATS[format].write(self.pairs, dtype)
+            _check_range(path, tensors, dtype)
+            files.write_whole(path, files.file_bytes(tensors, kept | extra))
+        return path
 
     def _faults(self, format: str, dtype: torch.dtype) -> list[str]:
         faults = [fault for path, pair in sorted(self.pairs.items()) for fault in pair_faults(path, pair)]
@@ -111,6 +114,88 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
+def _check_range(path: Path, tensors: Tensors, dtype: torch.dtype) -> None:
+    if large := [name for name, part in tensors.items() if not bool(torch.isfinite(part).all())]:
+        faults = [f"{name}: too large a number for {dtype}" for name in large]
+        raise AdapterError(f"{path}: this adapter can't be saved", faults, "save it as bfloat16 or float32")
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """All of a file that could be read, and what became of every tensor in it."""
+
+    adapter: Adapter
+    entries: tuple[Entry, ...]
+
+    def whole(self, path: str | os.PathLike[str]) -> Adapter:
+        """The adapter, unless anything of the file is refused: AdapterError says all of that."""
+        if refused := refusals(self.entries):
+            step = f"{cure(self.entries)}; `stylora check FILE --base …` tells how much of it can be applied"
+            raise AdapterError(f"{path}: this adapter can't be read whole", refused, step)
+        return self.adapter
+
+
+def read(path: str | os.PathLike[str], rank: int | None = None, weight_of: WeightOf | None = None) -> Reading:
+    """Read what can be read of a file of FORMATS or a PEFT folder.
+
+    Kinds other than plain LoRA are converted: exactly, or cut to `rank`; DoRA needs the base's weights by `weight_of`
+    (kinds.assemble). AdapterError: there is no such file, it is broken, or it is no adapter at all.
+    """
+    path = Path(path)
+    if path.is_dir():
+        parts, metadata = files.read_folder(path)
+        name, grouped, there = "peft", peft.group_folder(parts), files.keys_of(parts)
+    else:
+        tensors, metadata = files.read_file(path, lambda keys: _check_names(path, keys))
+        name = detect(tensors) or ""
+        grouped, there = FORMATS[name].group(tensors, metadata), list(tensors)
+    pairs, entries = assemble(grouped, rank=rank, weight_of=weight_of)
+    known = {key for entry in entries for key in entry.keys}
+    entries += [Entry("", (key,), "left aside", "an embedding, no LoRA") for key in sorted(there) if key not in known]
+    return Reading(Adapter(pairs, AdapterInfo(metadata, name)), tuple(entries))
+
+
+def by_reason(entries: Iterable[Entry]) -> dict[tuple[str, str], list[Entry]]:
+    """Entries by (verdict, reason) in the order they come; all that are of another size than the base's are one."""
+    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    sizes: dict[str, str] = {}  # verdict -> the first misfit's words
+    for entry in entries:
+        reason = sizes.setdefault(entry.verdict, entry.reason) if entry.reason.startswith(MISFIT) else entry.reason
+        groups[entry.verdict, reason].append(entry)
+    return groups
+
+
+def refusals(entries: Iterable[Entry]) -> list[str]:
+    """One line for each reason why tensors are refused, with their number and a few names."""
+    groups = by_reason(entry for entry in entries if entry.verdict == "refused")
+    return [_line(reason, found) for (_, reason), found in groups.items()]
+
+
+def _line(reason: str, found: list[Entry]) -> str:
+    names = [entry.path or entry.keys[0] for entry in found if entry.path or entry.keys]
+    count = sum(len(entry.keys) for entry in found)
+    first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{first}: {reason} ({count} tensor{'s' * (count != 1)})" if names else reason
+
+
+def cure(entries: Iterable[Entry]) -> str:
+    """What to do about refused tensors."""
+    if any(entry.verdict == "refused" and entry.reason == NEEDS_BASE for entry in entries):
+        return "name the base it is for (`--base …`): DoRA is converted with the base's weights"
+    return "get a whole adapter in its place"
+
+
+def _check_names(path: Path, keys: list[str]) -> None:
+    """Is it an adapter, before any tensor is read?"""
+    if detect(keys):
+        return
+    if any("lora" in key or foreign_kind(key) for key in keys):
+        wanted = f"stylora reads {', '.join(FORMATS)} files for Stable Diffusion"
+        raise AdapterError(f"{path}: an adapter of a format stylora doesn't know", foreign_faults(keys), wanted)
+    names = ", ".join(sorted(keys)[:3]) or "none at all"
+    raise AdapterError(f"{path}: no LoRA in it", [f"its {len(keys)} tensors: {names}"], "give an adapter file")
+
+
 def components(adapter: Adapter) -> tuple[str, ...]:
     """The parts of the base it changes, sorted: ("text_encoder", "unet")."""
     return tuple(sorted({path.partition(".")[0] for path in adapter.pairs}))
@@ -122,93 +207,5 @@ def content_digest(adapter: Adapter) -> str:
     for path, pair in sorted(adapter.pairs.items()):
         for part in (pair.down, pair.up):
             total.update(f"{path} {part.dtype} {list(part.shape)} {pair.alpha!r}\n".encode())
-            total.update(_raw(part))
+            total.update(files.raw(part))
     return total.hexdigest()
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """sha256 of the whole file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise AdapterError(f"{path}: can't be read", [error.strerror or str(error)]) from None
-
-
-def _read(path: Path) -> tuple[str, Tensors, dict[str, str]]:
-    """(the format's name, tensors, header entries); looks at the names before it reads any tensor."""
-    try:
-        if path.is_dir():
-            raise AdapterError(f"{path}: is a folder", next_step="name a .safetensors file")
-        with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-            name = next((name for name, row in FORMATS.items() if row.detect(keys)), None)
-            if name is None:
-                raise _unknown(path, keys)
-            # cloned, as the file is only mapped: it may be replaced while the adapter lives
-            return name, {key: file.get_tensor(key).clone() for key in keys}, dict(file.metadata() or {})
-    except FileNotFoundError:
-        raise AdapterError(f"{path}: there is no such file", next_step="check the path of the adapter") from None
-    except SafetensorError as error:
-        fault = f"{error} ({path.stat().st_size} bytes)"
-        raise AdapterError(f"{path}: not a whole safetensors file", [fault], "get the file again") from None
-    except OSError as error:
-        raise AdapterError(f"{path}: can't be read", [error.strerror or str(error)]) from None
-
-
-def _unknown(path: Path, keys: list[str]) -> AdapterError:
-    if any("lora" in key or foreign_kind(key) for key in keys):
-        wanted = f"stylora reads plain LoRA as {' or '.join(FORMATS)}"
-        return AdapterError(f"{path}: an adapter of a format stylora doesn't know", foreign_faults(keys), wanted)
-    names = ", ".join(sorted(keys)[:3]) or "none at all"
-    return AdapterError(f"{path}: no LoRA in it", [f"its {len(keys)} tensors: {names}"], "give an adapter file")
-
-
-def _raw(tensor: Tensor) -> memoryview:
-    """The tensor's bytes, row by row, little-endian as on every machine torch runs on."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def _file_bytes(tensors: Tensors, metadata: dict[str, str]) -> list[bytes | memoryview]:
-    """A safetensors file: 8-byte little-endian length, JSON padded to 8 bytes, tensors (largest items first: aligned).
-
-    Written here because safetensors' own writer keeps metadata in a hash map and so differs from process to process.
-    """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    parts = [_raw(tensors[name]) for name in order]
-    total, start = hashlib.sha256(), 0
-    header: dict[str, object] = {}
-    for name, part in zip(order, parts, strict=True):
-        total.update(part)
-        tensor, end = tensors[name], start + part.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
-    hashes = {"sshs_model_hash": total.hexdigest(), "modelspec.hash_sha256": f"0x{total.hexdigest()}"}
-    header["__metadata__"] = metadata | hashes
-    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little"), text, *parts]
-
-
-def _write_whole(path: Path, parts: list[bytes | memoryview]) -> None:
-    """Temp file in the same folder, fsync, rename: `path` is what it was before, or the whole new file."""
-    temp = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
-    try:
-        with open(temp, "xb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-    except OSError as error:
-        fault = error.strerror or str(error)
-        step = "choose a folder that exists and is writable"
-        raise AdapterError(f"{path}: can't be written", [fault], step) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temp.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # some file systems can't fsync a folder; the file itself is safe already
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +19,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from trainers.errors import AdapterError, ConfigError
+from trainers.errors import ConfigError
+from trainers.lora.fit import candidates, canonical
 from trainers.lora.pair import LoraPair
-
-TEXT_ROOT = "text_model."  # files keep this level of CLIP's paths, transformers 5 dropped it
 
 PRESETS: dict[str, dict[str, str]] = {
     "unet": {
@@ -52,21 +50,6 @@ class Shape:
     def scale(self) -> float:
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
-
-def canonical(component: str, path: str) -> str:
-    """The name a module has in adapter files: `text_encoder.text_model.encoder.layers.0.self_attn.q_proj`."""
-    if component.startswith("text_encoder") and not path.startswith(TEXT_ROOT):
-        path = TEXT_ROOT + path
-    return f"{component}.{path}"
-
-
-def candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module that can carry LoRA here: linear layers and convolutions, by path."""
-    kinds = (nn.Linear, nn.Conv2d)
-    return {
-        path: module for path, module in model.named_modules() if isinstance(module, kinds) and ".lora_" not in path
-    }
 
 
 def targets(component: str, model: nn.Module, choice: str | Sequence[str]) -> list[str]:
@@ -109,7 +92,7 @@ def inject(component: str, model: nn.Module, paths: Sequence[str], shape: Shape,
     model.requires_grad_(False)
     alpha = shape.scale * shape.rank  # peft is told plain LoRA's alpha: one meaning of scale everywhere
     config = LoraConfig(r=shape.rank, lora_alpha=alpha, lora_dropout=shape.dropout, target_modules=list(paths))  # type: ignore[arg-type]
-    _inject(config, model, "default")
+    inject_adapter_in_model(config, model)
     for path, layer in layers(model):
         down, up = _halves(layer, "default")
         seed_bytes = hashlib.sha256(f"{seed}/{canonical(component, path)}".encode()).digest()[:8]
@@ -135,12 +118,6 @@ class _Fused:
         low = F.linear(module.lora_dropout[active_adapter](x).flatten(0, -2), down.to(x.dtype))
         add, factor = up.T.to(result.dtype), module.scaling[active_adapter]
         return torch.addmm(result.flatten(0, -2), low.to(result.dtype), add, alpha=factor).view(result.shape)
-
-
-def _inject(config: LoraConfig, model: nn.Module, name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*already found a.*peft_config.*")  # several adapters are meant
-        inject_adapter_in_model(config, model, adapter_name=name)
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -181,69 +158,6 @@ def extract(component: str, model: nn.Module) -> dict[str, LoraPair]:
 
 def _copy(weight: Tensor) -> Tensor:
     return weight.detach().to("cpu", torch.float32, copy=True).contiguous()
-
-
-def attach(parts: Mapping[str, nn.Module], pairs: Mapping[str, LoraPair], weight: float, name: str) -> None:
-    """Make frozen LoRA of `pairs` act in the models, each module with its own rank and alpha, times `weight`.
-
-    Raises AdapterError naming every module the base lacks or whose size differs; then nothing was attached.
-    """
-    located, faults = _locate(parts, pairs)
-    if faults:
-        raise AdapterError(
-            "the adapter doesn't fit this base", faults, "use the base it was trained on (`stylora generate --base …`)"
-        )
-    for component, found in located.items():
-        model = parts[component]
-        ranks = {path: pair.rank for path, pair in found.items()}
-        config = LoraConfig(r=1, lora_alpha=1, target_modules=list(found), rank_pattern=ranks)
-        _inject(config, model, name)
-        for path, layer in layers(model):
-            if pair := found.get(path):
-                for half, tensor in zip(_halves(layer, name), (pair.down, pair.up), strict=True):
-                    half.data = tensor.to(half.device, half.dtype)
-                layer.scaling[name] = weight * pair.scale
-            layer.set_adapter(list(layer.lora_A))  # peft has just switched off all adapters but the new one
-        model.requires_grad_(False)
-
-
-def _locate(
-    parts: Mapping[str, nn.Module], pairs: Mapping[str, LoraPair]
-) -> tuple[dict[str, dict[str, LoraPair]], list[str]]:
-    """Pairs by component and the model's own path, and what does not fit."""
-    known = {
-        canonical(component, path.replace(".base_layer", "")): (component, path.replace(".base_layer", ""), module)
-        for component, model in parts.items()
-        for path, module in candidates(model).items()
-    }
-    located: dict[str, dict[str, LoraPair]] = {}
-    faults = []
-    for name, pair in pairs.items():
-        if name not in known:
-            faults.append(f"{name}: the base has no such module")
-            continue
-        component, path, module = known[name]
-        want = tuple(module.get_parameter("weight").shape)
-        got = (pair.up.shape[0], *pair.down.shape[1:])
-        if _squeezed(got) != _squeezed(want):
-            faults.append(f"{name}: made for {got}, the base has {want}")
-            continue
-        located.setdefault(component, {})[path] = _reshaped(pair, module)
-    return located, faults
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without a 1 x 1 kernel: a linear layer and a 1 x 1 convolution are the same map."""
-    return shape[:2] if shape[2:] == (1, 1) else shape
-
-
-def _reshaped(pair: LoraPair, module: nn.Module) -> LoraPair:
-    """A pair with 1 x 1 kernels for a linear layer, or the reverse: drop or add the two kernel dimensions."""
-    dimensions = 4 if isinstance(module, nn.Conv2d) else 2
-    if pair.down.dim() == dimensions:
-        return pair
-    down, up = ((t[..., None, None] if dimensions == 4 else t.flatten(1)) for t in (pair.down, pair.up))
-    return LoraPair(down, up, pair.alpha)
 
 
 def remove(model: nn.Module) -> None:

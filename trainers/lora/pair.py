@@ -1,4 +1,4 @@
-"""One module's LoRA as a value, what can be wrong with it, and how its halves find each other.
+"""One module's LoRA as a value, and what can be wrong with it.
 
 Try it: python -c "import torch; from trainers.lora.pair import *; x = torch.eye(2); print(LoraPair(x, x, 1.0).delta())"
 """
@@ -6,13 +6,10 @@ Try it: python -c "import torch; from trainers.lora.pair import *; x = torch.eye
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-Parts = dict[str, dict[str, Tensor]]  # module path -> "down" | "up" | "alpha" -> tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,27 +51,3 @@ def pair_faults(path: str, pair: LoraPair) -> list[str]:
     bad = [half for half, part in halves.items() if not bool(torch.isfinite(part.float()).all())]
     bad += [] if math.isfinite(pair.alpha) else ["alpha"]
     return [f"{path}: NaN or Inf in {' and '.join(bad)}"] if bad else []
-
-
-def join_halves(parts: Parts, alpha_of: Callable[[str, int], float], faults: list[str]) -> Pairs:
-    """Join halves to pairs, adding to `faults`; `alpha_of(path, rank)` speaks where no alpha tensor does."""
-    pairs: Pairs = {}
-    for path, found in sorted(parts.items()):
-        if missing := [half for half in ("down", "up") if half not in found]:
-            faults.append(f"{path}: has {' and '.join(sorted(found))}, lacks {' and '.join(missing)}")
-            continue
-        down, up, alpha = found["down"], found["up"], found.get("alpha")
-        if alpha is not None and (alpha.numel() != 1 or alpha.is_complex()):
-            faults.append(f"{path}: alpha is {list(alpha.shape)}, wanted a single number")
-            continue
-        rank = down.shape[0] if down.ndim else 0
-        pairs[path] = LoraPair(down, up, float(alpha) if alpha is not None else alpha_of(path, rank))
-        faults += pair_faults(path, pairs[path])
-    return pairs
-
-
-def put(parts: Parts, path: str, role: str, tensor: Tensor, key: str, faults: list[str]) -> None:
-    """Note a tensor's place among `parts`; a second one for the same place is a fault."""
-    if role in parts[path]:
-        faults.append(f"{path}: {role} stands in the file twice, the second time as {key}")
-    parts[path][role] = tensor

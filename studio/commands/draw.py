@@ -1,0 +1,191 @@
+"""The commands that draw: generate · grid · again.
+
+`stylora generate --adapter ink.safetensors:0.8 --prompt "a blue boat at night" --out boat.png; stylora again boat.png`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainers.cli import app
+from trainers.console import escape, progress, say, show_notes
+
+PANEL = "Pictures"
+
+Prompt = Annotated[str | None, typer.Option(help="what to draw")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="recipe as TOML, or a PNG that carries one; flags win")
+]
+SaveRecipe = Annotated[Path | None, typer.Option(metavar="FILE.toml", help="write the recipe, as --recipe reads it")]
+Base = Annotated[
+    str | None, typer.Option(help="tiny-sd, sd15, a diffusers folder, a checkpoint or a hub id; default tiny-sd")
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="FILE[:WEIGHT]",
+        help="adapter file, run or PEFT folder; may be repeated; more of it after FILE, in any order: "
+        ":0.8 :te=0.4 :blocks=IN00-IN05=0.5,MID=0 :schedule=0@0,1@0.4",
+    ),
+]
+Negative = Annotated[str | None, typer.Option(help="what to keep out of the picture")]
+Steps = Annotated[int | None, typer.Option(help="denoising steps; default 25")]
+Guidance = Annotated[float | None, typer.Option(help="how closely to follow the prompt; default 7.5")]
+Size = Annotated[str | None, typer.Option(metavar="WxH", help="such as 512x768; default: the base's own")]
+Sampler = Annotated[
+    str | None, typer.Option(help="ddim, euler, euler-a, dpm++2m, dpm++2m-karras, unipc, pndm; default: the base's")
+]
+Partial = Annotated[
+    bool | None, typer.Option("--partial", help="use adapters of which only a part fits the base", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
+Overwrite = Annotated[bool, typer.Option(help="write over files that are there")]
+
+
+@app.command(rich_help_panel=PANEL)
+def generate(
+    out: Annotated[Path, typer.Option(help="PNG file to write; several are numbered")],
+    prompt: Prompt = None,
+    recipe: RecipeFile = None,
+    base: Base = None,
+    adapter: Adapters = None,
+    negative: Negative = None,
+    seed: Annotated[int | None, typer.Option(help="of the first picture; the next has seed + 1; default 0")] = None,
+    count: Annotated[int | None, typer.Option(help="how many pictures; default 1")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    sampler: Sampler = None,
+    partial: Partial = None,
+    save_recipe: SaveRecipe = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw pictures with a base and any adapters; each PNG carries its recipe."""
+    flags = _given(prompt, recipe, base=base, adapter=adapter, negative=negative, seed=seed, count=count, steps=steps,
+                   guidance=guidance, size=size, sampler=sampler, partial=partial)  # fmt: skip
+    from studio.draw import generate as drawing
+    from studio.draw import pictures
+
+    more = [save_recipe] if save_recipe else []
+    asked, paths = pictures.asked(recipe, flags, out, overwrite=overwrite, more=more)
+    show_notes(["one picture of the recipe, without its axes: `stylora grid` draws the sheet"] if asked.grid else [])
+    easel = _load(asked, device)
+    if save_recipe:
+        pictures.write_recipe(save_recipe, easel.recipe)
+    with progress("drawing") as tell:
+        for k, picture in drawing.draw(easel, easel.recipe.pictures(), on_step=tell):
+            pictures.write(paths[k], picture)
+            say(f"[green]{escape(str(paths[k]))}[/] seed {picture.recipe.seed}")
+
+
+@app.command(rich_help_panel=PANEL)
+def grid(
+    out: Annotated[Path, typer.Option(help="PNG file to write: one labelled sheet")],
+    x: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AXIS=VALUES",
+            help="across: adapter:A=0..1/5 (A is the first --adapter; or its name), te:A, block:MID, seed=1..4, "
+            "'prompt=a boat|a house', negative, guidance=4,7.5, steps, sampler=ddim,euler",
+        ),
+    ] = None,
+    y: Annotated[str | None, typer.Option(metavar="AXIS=VALUES", help="down: the same; may be left out")] = None,
+    prompt: Prompt = None,
+    recipe: RecipeFile = None,
+    base: Base = None,
+    adapter: Adapters = None,
+    negative: Negative = None,
+    seed: Annotated[int | None, typer.Option(help="of every picture; default 0")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    sampler: Sampler = None,
+    partial: Partial = None,
+    batch: Annotated[int | None, typer.Option(help="cells drawn at once at the most; default 16")] = None,
+    cells: Annotated[Path | None, typer.Option(metavar="FOLDER", help="write each cell too, as ROW-COLUMN.png")] = None,
+    save_recipe: SaveRecipe = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw one sheet on which weights, blocks, seeds, prompts or numbers vary along two ways."""
+    flags = _given(prompt, recipe, base=base, adapter=adapter, negative=negative, seed=seed, steps=steps, size=size,
+                   guidance=guidance, sampler=sampler, partial=partial, x=x, y=y, batch=batch)  # fmt: skip
+    from studio.draw import generate as drawing
+    from studio.draw import grid as grids
+    from studio.draw import pictures
+
+    more = [save_recipe] if save_recipe else []
+    asked, paths = pictures.asked(recipe, flags, out, overwrite=overwrite, more=more, sheet=True)
+    planned = grids.plan(asked)
+    show_notes(["a grid has one picture a cell: the recipe's count stays out"] if asked.count > 1 else [])
+    names = grids.cell_names(planned, cells) if cells else []
+    if names:
+        pictures.check_free(names, overwrite)
+    easel = _load(asked, device)
+    if save_recipe:
+        pictures.write_recipe(save_recipe, easel.recipe)
+    with progress("drawing") as tell:
+        made = grids.draw(easel, tell)
+    for name, picture in zip(names, made, strict=bool(names)):
+        pictures.write(name, picture)
+    pictures.write(paths[0], grids.sheet(easel, made))
+    together = len(drawing.batches(planned.cells, asked.grid.batch if asked.grid else 1))
+    say(f"[green]{escape(str(paths[0]))}[/] {len(made)} pictures in {together} batch{'es' if together > 1 else ''}")
+
+
+@app.command(rich_help_panel=PANEL)
+def again(
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="picture or sheet that stylora has drawn")],
+    out: Annotated[Path | None, typer.Option(help="PNG file to write; default: PICTURE-again.png")] = None,
+    adapters: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="where to look for adapters that moved, by their digests")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="where the base is now")] = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw a picture again from the recipe it carries, and compare; exit code 1 unless the pixels are the same."""
+    from PIL import Image
+
+    from studio.draw import again as repeating
+    from studio.draw import pictures
+
+    wanted = repeating.recall(picture, base, adapters)
+    (path,) = pictures.targets_of(out or picture.with_stem(f"{picture.stem}-again"), 1, overwrite)
+    easel = _load(wanted, device)
+    with progress("drawing") as tell:
+        made = repeating.redo(easel, tell)
+    with Image.open(picture) as before:
+        difference = repeating.compare(before, made.image)
+    pictures.write(path, made)
+    colour = "yellow" if difference.pixels else "green"
+    say(f"[{colour}]{escape(str(path))}[/] {difference}")
+    if difference.pixels:
+        then, now = (recipe.made.facts if recipe.made else "" for recipe in (wanted, made.recipe))
+        show_notes([f"drawn with {then}", f"and now with {now}"] if then != now else ["all that was noted is the same"])
+        raise typer.Exit(1)
+
+
+def _given(prompt: str | None, recipe: Path | None, **flags: Any) -> Mapping[str, Any]:
+    """The flags that were given; a prompt must be among them, in a recipe or on an axis."""
+    varied = any(str(flags.get(way)).startswith("prompt=") for way in ("x", "y"))
+    if prompt is None and recipe is None and not varied:
+        raise typer.BadParameter("give it, or a --recipe that holds one", param_hint="--prompt")
+    prompt = "" if prompt is None and varied else prompt
+    return {key: value for key, value in {"prompt": prompt, **flags}.items() if value is not None and value != []}
+
+
+def _load(asked: Any, device: str) -> Any:
+    """The easel; says what of the adapters doesn't act."""
+    from studio.draw import generate as drawing
+
+    with progress("loading"):
+        easel = drawing.load(asked, device)
+    show_notes(easel.notes)
+    return easel

@@ -1,0 +1,127 @@
+"""Pictures on disk: which files may be written, and what is written into their PNGs: parameters and recipe.
+
+Try it: python -c "from studio.draw.pictures import *; print(recipes.text_of(Path('boat.png')))"
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL.PngImagePlugin import PngInfo
+
+from studio.draw import recipe as recipes
+from studio.draw.generate import Picture
+from studio.draw.recipe import Recipe
+from studio.draw.tables import noting
+from studio.draw.use import Use
+from trainers import checkpoint
+from trainers.errors import ConfigError, RunError
+
+
+def asked(
+    file: Path | None,
+    flags: Mapping[str, Any],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    more: Sequence[Path] = (),
+    sheet: bool = False,
+) -> tuple[Recipe, list[Path]]:
+    """The recipe of a file and flags, and the pictures to write; `more` are other files that will be written.
+
+    A sheet is one picture, whatever the recipe's count.
+    Raises one ConfigError with everything that is wrong with any of them, before anything is loaded.
+    """
+    faults: list[str] = []
+    recipe, paths = Recipe(""), list[Path]()
+    with noting(faults):
+        recipe = recipes.read(file, flags)
+    with noting(faults):
+        paths = targets_of(out, 1 if sheet else max(1, flags.get("count", recipe.count)), overwrite)
+    for path in more:
+        with noting(faults):
+            check_free([path], overwrite)
+    if faults:
+        raise ConfigError(recipes.REFUSED, faults, "`stylora generate --help` says what is meant")
+    return recipe, paths
+
+
+def targets_of(out: Path, count: int, overwrite: bool) -> list[Path]:
+    """`boat.png`, or `boat-1.png` … for several. Raises RunError rather than write over a picture unasked."""
+    if out.suffix.lower() != ".png":
+        raise RunError(f"--out {out}: pictures are written as PNG", next_step=f"use {out.with_suffix('.png')}")
+    paths = [out] if count == 1 else [out.with_name(f"{out.stem}-{k + 1}{out.suffix}") for k in range(count)]
+    check_free(paths, overwrite)
+    return paths
+
+
+def check_free(paths: Sequence[Path], overwrite: bool) -> None:
+    """Raises RunError where one of the files, all in one folder, can't be written, or stands there already."""
+    folder = next(place for place in paths[0].absolute().parents if place.exists())
+    effective = os.access in os.supports_effective_ids
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
+        step = "name a file in a folder of your own"
+        raise RunError(f"{paths[0]}: nothing can be written in {folder}", next_step=step)
+    if folders := [path for path in paths if path.is_dir()]:
+        raise RunError("a folder is in the way", [f"{path} is a folder" for path in folders], "name another --out")
+    if not overwrite and (there := [path for path in paths if path.exists()]):
+        step = "name another --out, or add --overwrite"
+        raise RunError("that would write over other files", [f"{path} exists" for path in there], step)
+
+
+def parameters_text(picture: Picture) -> str:
+    """The text that A1111 and the tools after it write into a PNG's "parameters" chunk and read from there."""
+    asked = picture.recipe
+    lines = [asked.prompt + "".join(f" {_tag(use)}" for use in asked.adapters)]
+    if asked.negative:
+        lines.append(f"Negative prompt: {asked.negative}")
+    fields = {
+        "Steps": asked.steps,
+        "Sampler": asked.sampler or "the base's own",
+        "CFG scale": f"{asked.guidance:g}",
+        "Seed": asked.seed,
+        "Size": "{}x{}".format(*asked.size or picture.image.size),
+        "Model hash": asked.digests.get("unet", "")[:10],
+        "Model": asked.base.rstrip("/").rsplit("/", 1)[-1],
+    }
+    if asked.adapters:
+        fields["Lora hashes"] = '"' + ", ".join(f"{use.title}: {use.sha256[:12]}" for use in asked.adapters) + '"'
+    lines.append(", ".join(f"{name}: {value}" for name, value in {**fields, "Version": "stylora"}.items()))
+    return "\n".join(lines)
+
+
+def _tag(use: Use) -> str:
+    """`<lora:ink:0.8>`, with a third part where the text encoder has a weight of its own."""
+    gain = use.gain
+    text = "" if gain.text_encoder is None else f":{gain.text_encoder:g}"
+    return f"<lora:{use.title}:{gain.weight:g}{text}>"
+
+
+def write(path: Path, picture: Picture) -> None:
+    """One PNG with its parameters and its recipe. Raises RunError where it can't be written."""
+    info = PngInfo()
+    texts = {"parameters": parameters_text(picture), recipes.CHUNK: recipes.write(picture.recipe, path.parent)}
+    for name, text in texts.items():
+        (info.add_text if text.isascii() else info.add_itxt)(name, text)
+    stream = io.BytesIO()
+    picture.image.save(stream, format="PNG", pnginfo=info)
+    write_whole(path, stream.getvalue())
+
+
+def write_recipe(path: Path, asked: Recipe) -> None:
+    """A recipe as a TOML file, to be drawn with other seeds or counts: not tied to one place in a batch."""
+    write_whole(path, recipes.write(replace(asked, made=None), path.parent).encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file, its folder made. Raises RunError where it can't be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(path, data)
+    except OSError as error:
+        raise RunError(f"{path} can't be written: {error.strerror or error}", next_step="name another --out") from error

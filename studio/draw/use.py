@@ -1,0 +1,152 @@
+"""An adapter in use: which file, how strongly, where and when; as people type it and as a table of a recipe.
+
+    ink.safetensors:0.8:te=0.4:blocks=IN00-IN05=0.5,MID=0:schedule=0@0,1@0.4
+
+Try it: python -c "from studio.draw.use import *; print(parse_use('runs/ink:0.8:te=0.4'))"
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from studio.draw.tables import Table, known, nearest, noting
+from trainers.errors import AdapterError
+from trainers.lora.blocks import format_blocks, parse_blocks
+from trainers.lora.gains import Gain, format_schedule, parse_schedule
+
+KINDS: dict[str, type] = {
+    "file": str, "weight": float, "text_encoder": float, "blocks": str, "schedule": str, "name": str,
+    "digest": str, "sha256": str,
+}  # fmt: skip
+PARTS = {"te": "text_encoder", "blocks": "blocks", "schedule": "schedule", "name": "name"}  # typed word -> table's key
+
+
+@dataclass(frozen=True)
+class Use:
+    """An adapter's file (or PEFT folder) and its gain; the digests pin what must be in it, "" pins nothing."""
+
+    path: Path
+    gain: Gain = field(default_factory=Gain)
+    digest: str = ""  # of its numbers: adapter.content_digest of what acts in the base
+    sha256: str = ""  # of the whole file
+    name: str = ""  # what people call it, if not as its file
+
+    @property
+    def title(self) -> str:
+        return self.name or self.path.stem
+
+
+def parse_use(text: str, folder: Path = Path()) -> Use:
+    """`FILE[:WEIGHT][:te=W][:blocks=…][:schedule=…]`, the parts in any order; a run's or PEFT folder for FILE.
+
+    Raises AdapterError with everything wrong with it.
+    """
+    path, parts = text, list[str]()
+    while ":" in path and not os.path.exists(folder / path):  # file names may have colons of their own
+        path, _, part = path.rpartition(":")
+        parts.insert(0, part)
+    table: Table = {"file": path}
+    faults: list[str] = []
+    for part in parts:
+        word, sign, value = part.partition("=")
+        key = PARTS.get(word) if sign else "weight"
+        if key is None:
+            faults.append(f"{part!r}: no such part; {nearest(word, PARTS)}")
+        elif key in table:
+            faults.append(f"{part!r}: {word if sign else 'a weight'} stands there twice")
+        else:
+            table[key] = value if sign else word
+    for key in {"weight", "text_encoder"} & table.keys():
+        table[key] = _number(table[key], faults)
+    use = _built(table, folder, faults)
+    if faults or use is None:
+        raise AdapterError(f"--adapter {text}", [f"{text}: {fault}" for fault in faults], "write FILE:0.8:te=0.4")
+    return use
+
+
+def _number(text: str, faults: list[str]) -> float:
+    try:
+        if math.isfinite(number := float(text)):
+            return number
+    except ValueError:
+        pass
+    faults.append(f"{text!r} is no weight")
+    return 0.0
+
+
+def from_table(table: Table, folder: Path) -> Use:
+    """The reverse of `to_table`. Raises AdapterError with everything wrong with it."""
+    faults: list[str] = []
+    values = known(table, KINDS, "", faults)
+    if "file" not in table:
+        faults.append('no file; write file = "…"')
+    use = _built(values, folder, faults) if "file" in values else None
+    if faults or use is None:
+        where = f"adapter {table.get('file', '')}".strip()
+        raise AdapterError(where, [f"{where}: {fault}" for fault in faults], "mend the recipe's [[adapter]]")
+    return use
+
+
+def _built(table: Table, folder: Path, faults: list[str]) -> Use | None:
+    """A use from values of the right kinds."""
+    gain: Table = {key: table[key] for key in ("weight", "text_encoder") if key in table}
+    readers: Mapping[str, Callable[[str], Any]] = {"blocks": parse_blocks, "schedule": parse_schedule}
+    for key in readers.keys() & table.keys():
+        with noting(faults):
+            gain[key] = readers[key](table[key])
+    with noting(faults):
+        path = adapter_file(folder / os.path.expanduser(table["file"]))
+        return Use(path, Gain(**gain), **{key: table[key] for key in ("digest", "sha256", "name") if key in table})
+    return None
+
+
+def to_table(use: Use, folder: Path) -> Table:
+    """The recipe's table of a use, its path relative to `folder`, all that is as usual left out."""
+    gain = use.gain
+    table: Table = {"file": written(use.path, folder), "weight": gain.weight}
+    if gain.text_encoder is not None:
+        table["text_encoder"] = gain.text_encoder
+    texts = {"blocks": format_blocks(gain.blocks), "schedule": format_schedule(gain.schedule), "name": use.name,
+             "digest": use.digest, "sha256": use.sha256}  # fmt: skip
+    return table | {key: text for key, text in texts.items() if text}
+
+
+def adapter_file(path: Path) -> Path:
+    """The absolute path of an adapter: a file, a PEFT folder, or the file a finished run's folder names."""
+    if path.is_dir() and not peft_configs(path):
+        try:
+            path = path / json.loads((path / "report.json").read_text())["adapter"]
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            raise AdapterError(
+                f"{path}: this folder holds no finished run and no PEFT adapter",
+                next_step="name the .safetensors file itself",
+            ) from error
+    if not path.exists():
+        raise AdapterError(
+            f"{path}: there is no such file", next_step="name an adapter file, or a finished run's folder"
+        )
+    return located(path)
+
+
+def peft_configs(folder: Path) -> list[Path]:
+    """What makes a folder a PEFT adapter: its own config, or one for each component in a folder of its name."""
+    return [*folder.glob("adapter_config.json"), *folder.glob("*/adapter_config.json")]
+
+
+def located(path: Path) -> Path:
+    """The path as an absolute one without `..`; the name itself stays, though it be a link to another."""
+    whole = Path(os.path.abspath(path))
+    return whole.parent.resolve() / whole.name
+
+
+def written(path: Path, folder: Path) -> str:
+    """The path as a file in `folder` names it: relative, unless the two have nothing but the root in common."""
+    path, folder = located(path), Path(folder).resolve()
+    apart = os.path.commonpath((path, folder)) == os.path.abspath(os.sep)
+    return str(path) if apart else os.path.relpath(path, folder)

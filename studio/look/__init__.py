@@ -1,0 +1,1 @@
+"""What is in an adapter and what it does: cards, spectra, comparisons, measurements, their plots."""

@@ -1,0 +1,1 @@
+"""Adapters into a base and out of one: streamed weights, receipts, extraction."""

@@ -1,0 +1,167 @@
+"""The weights of a base as a stream: which tensors there are, where each lies, and one of them at a time.
+
+A base is a diffusers folder (sharded or not) or a single-file checkpoint; either way a weight is known by its canonical
+module path. Opening reads headers only.
+
+Try it: python -c "from studio.merge.weights import open_base; print(open_base('tiny-sd').shapes['unet.conv_in'])"
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from trainers import bases, single_file, tensorfile
+from trainers.errors import BaseError
+from trainers.lora.fit import Shape, canonical
+from trainers.single_file import Piece
+from trainers.tensorfile import TensorFile
+
+STEMS = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model",
+         "vae": "diffusion_pytorch_model"}  # fmt: skip
+ADAPTED = ("unet", "text_encoder", "text_encoder_2")  # the components whose modules may carry LoRA
+KINDS = (bases.KIND, "StableDiffusionXLPipeline")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor lies: the file, its name there, its rows (None: all of it), whether it is stored transposed."""
+
+    file: TensorFile
+    key: str
+    rows: slice | None = None
+    transposed: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        shape = self.file.entries[self.key].shape
+        if self.rows:
+            return (self.rows.stop - self.rows.start, *shape[1:])
+        return tuple(reversed(shape)) if self.transposed else shape
+
+    @property
+    def dtype(self) -> str:
+        """As safetensors writes it: F16, BF16, F32 …"""
+        return self.file.entries[self.key].dtype
+
+    def tensor(self) -> Tensor:
+        """The tensor in the dtype it is stored in."""
+        whole = self.file.tensor(self.key)
+        if self.rows:
+            return whole[self.rows]
+        return whole.T.contiguous() if self.transposed else whole
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A base on disk: `tensors` are all of its pipeline's, `shapes` those that can carry LoRA, by module path."""
+
+    root: Path  # the folder or the file
+    files: tuple[TensorFile, ...]
+    tensors: dict[str, Source]  # component.name, such as unet.conv_in.weight; text encoders with `text_model.`
+
+    @property
+    def single_file(self) -> bool:
+        return self.root.is_file()
+
+    @property
+    def sdxl(self) -> bool:
+        return any(name.startswith("text_encoder_2.") for name in self.tensors)
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """{canonical module path: (out, in) or (out, in, kh, kw)} of every linear layer and convolution."""
+        return {
+            name.removesuffix(".weight"): source.shape
+            for name, source in self.tensors.items()
+            if is_layer(name, source)
+        }
+
+    def weight(self, path: str) -> Tensor:
+        """The weight of a module, by its canonical path, in the dtype it is stored in. KeyError: there is none."""
+        return self.tensors[f"{path}.weight"].tensor()
+
+
+def is_layer(name: str, source: Source) -> bool:
+    """Is this the weight of a linear layer or a convolution that may carry LoRA? Embeddings are tables, not maps."""
+    adapted = name.startswith(tuple(f"{component}." for component in ADAPTED))
+    return adapted and name.endswith(".weight") and len(source.shape) in (2, 4) and "_embedding.weight" not in name
+
+
+def open_base(base: str | Path) -> Weights:
+    """The weights of an alias, a diffusers folder, a hub id or a single-file checkpoint. Raises BaseError."""
+    path = Path(base).expanduser()
+    if path.is_file():
+        return open_file(path)
+    if (path / "model_index.json").is_file() and _kind(path) in KINDS:
+        return open_folder(path)
+    return open_folder(bases.find(str(base)))
+
+
+def _kind(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "model_index.json").read_text())["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def open_folder(folder: Path) -> Weights:
+    """A diffusers folder. Raises BaseError: a component's weights aren't there or are no safetensors."""
+    tensors: dict[str, Source] = {}
+    files: list[TensorFile] = []
+    for component in (part for part in STEMS if (folder / part).is_dir()):
+        for file in map(tensorfile.read, weight_files(folder / component, STEMS[component])):
+            files.append(file)
+            tensors |= {_full_name(component, key): Source(file, key) for key in file.entries}
+    return Weights(folder, tuple(files), tensors)
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The files that are read when a component is loaded: its one file, or the shards that its index names.
+
+    Where a folder holds both, diffusers takes the shards and transformers the one file.
+    """
+    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if not index.is_file() or (whole.is_file() and stem == "model"):
+        return [whole]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BaseError(f"{index}: can't be read: {error}", next_step="get the model anew") from None
+    if odd := [name for name in names if Path(name).name != name]:
+        raise BaseError(f"{index}: names files elsewhere", odd, "get the model anew")
+    return [folder / name for name in names]
+
+
+def _full_name(component: str, key: str) -> str:
+    return canonical(component, key)
+
+
+def open_file(path: Path) -> Weights:
+    """A single-file checkpoint with the original names. Raises BaseError: it is none."""
+    if path.suffix != ".safetensors":
+        raise BaseError(f"{path}: only .safetensors checkpoints are read", next_step="convert it to .safetensors")
+    file = tensorfile.read(path)
+    tensors = {}
+    for key, pieces in single_file.pieces(file.entries).items():
+        for piece in pieces:
+            tensors[f"{piece.component}.{piece.name}"] = Source(file, key, rows_of(file, key, piece), piece.transposed)
+    if not any(name.startswith("unet.") for name in tensors):
+        names = ", ".join(list(file.entries)[:3]) or "none at all"
+        raise BaseError(
+            f"{path}: no Stable Diffusion checkpoint",
+            [f"its {len(file.entries)} tensors: {names}"],
+            "name a checkpoint whose tensors begin with model.diffusion_model., or a diffusers folder",
+        )
+    return Weights(path, (file,), tensors)
+
+
+def rows_of(file: TensorFile, key: str, piece: Piece) -> slice | None:
+    """The rows of a fused query, key, value that a piece is; None for whole tensors."""
+    if piece.third is None:
+        return None
+    third = file.entries[key].shape[0] // 3
+    return slice(piece.third * third, (piece.third + 1) * third)
