@@ -1,0 +1,79 @@
+"""The commands blend and resize: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import studio.commands.combine  # noqa: F401
+from studio.blend.certificate import KEY
+from studio.blend.methods import METHODS
+from trainers.cli import app
+from trainers.lora.adapter import Adapter, LoraPair, digest
+
+PATHS = ("unet.mid_block.attentions.0.proj_in", "unet.up_blocks.1.attentions.0.proj_in")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("ink", "neon")):
+        numbers = torch.Generator().manual_seed(seed)
+        pairs = {path: LoraPair(torch.randn(3, 8, generator=numbers), torch.randn(6, 3, generator=numbers), 3.0)
+                 for path in PATHS}  # fmt: skip
+        Adapter(pairs).save(tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(words))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_blend_writes_a_file_a_chart_and_a_table(folder: Path) -> None:
+    code, out, _ = run("blend", "ink.safetensors:0.6", "neon.safetensors:0.4", "--rank", "2", "--plot", "kept.png",
+                       "--out", "new/ab.safetensors")  # fmt: skip
+    assert code == 0
+    for part in ("svd of 0.6 ink + 0.4 neon", "MID", "OUT03", "all", "isn't said by ink, neon", "new/ab.safetensors",
+                 digest("new/ab.safetensors")[:12], "kept.png"):  # fmt: skip
+        assert part in out
+    assert {pair.rank for pair in Adapter.load("new/ab.safetensors").pairs.values()} == {2}
+    assert Path("kept.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_is_the_certificate_of_the_file(folder: Path) -> None:
+    code, out, _ = run("blend", "ink.safetensors", "neon.safetensors", "--method", "ties", "--density", "0.3", "--json",
+                       "--out", "ab.safetensors")  # fmt: skip
+    assert code == 0
+    said = json.loads(out)
+    assert (said.pop("out"), said.pop("sha256")) == ("ab.safetensors", digest("ab.safetensors"))
+    assert len(said.pop("notes")) == 1
+    assert said == json.loads(Adapter.load("ab.safetensors").info.metadata[KEY])
+    assert (said["method"], said["density"], said["rank"]) == ("ties", 0.3, 3)
+
+
+def test_resize_writes_beside_the_file_and_not_twice(folder: Path) -> None:
+    assert run("resize", "ink.safetensors", "--energy", "0.9", "--dtype", "fp32")[0] == 0
+    assert Path("ink-energy0.9.safetensors").is_file()
+    code, _, err = run("resize", "ink.safetensors", "--energy", "0.9")
+    assert (code, "add --overwrite" in err) == (1, True)
+    assert run("resize", "ink.safetensors", "--energy", "0.9", "--overwrite")[0] == 0
+
+
+def test_the_help_names_every_method() -> None:
+    said = run("blend", "--help")[1]
+    assert all(name in said for name in METHODS)
+
+
+def test_faults_come_all_at_once_and_nothing_is_written(folder: Path) -> None:
+    had = sorted(folder.iterdir())
+    code, out, err = run("blend", "ink.safetensors:x", "gone", "--method", "mean", "--rank", "0", "--plot", "a.jpg",
+                         "--out", "ab.safetensors")  # fmt: skip
+    assert (code, out) == (1, "")
+    for part in ("'x' is no weight", "gone", "'mean'", "rank: got 0", "a.jpg", "Next:"):
+        assert part in err
+    assert sorted(folder.iterdir()) == had
