@@ -1,0 +1,237 @@
+"""The receipt of a merge: what went in, how far the result on disk is from the live rack, and what it must still be.
+
+A merged folder holds it as `stylora_receipt.json`, a merged single file in its header. It isn't a signature: who can
+write the weights can write a receipt too. docs/methods.md, "Merge and receipt", derives the bound.
+
+Try it: `stylora verify MERGED`
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studio.merge.probe import Answers, Probe, fresh
+from studio.merge.rewrite import STALE
+from studio.merge.weights import Weights, open_base
+from trainers.digests import digest_of_file
+from trainers.errors import BaseError, RunError
+from trainers.lora.files import raw
+from trainers.tensorfile import TensorFile
+
+FILE, ENTRY = "stylora_receipt.json", "stylora.receipt"
+UNIT = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}  # largest relative error of rounding once
+FLOOR = 1e-4  # two ways of adding up in float32, on any two machines
+ROUNDINGS = 8  # how many roundings of the weights the outputs may be off by
+KEPT = 2048  # numbers of each answer that the receipt keeps
+READ = (*STALE, ".json", ".txt", ".model", ".py")  # files of a folder that change what is loaded
+SHORT = 16  # hexadecimal digits by which the receipt knows a single tensor, to be able to name it
+Receipt = dict[str, Any]
+Ask = Callable[[Path, Probe, Mapping[str, bytes]], Answers]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One kind of answer, live against merged: absolute numbers, and the bound relative to `scale`."""
+
+    what: str  # text, unet
+    error: float  # max |live - merged|
+    scale: float  # max |live|
+    effect: float  # max |live - base|: what the adapters do
+    bound: float
+
+    @property
+    def relative(self) -> float:
+        return self.error / self.scale if self.scale else self.error
+
+    @property
+    def of_effect(self) -> float:
+        """The error as a share of what the adapters do; 0 where they do nothing that could be told from rounding."""
+        return self.error / self.effect if self.effect > FLOOR * self.scale else 0.0
+
+    def faults(self) -> list[str]:
+        """Over the bound, or so near the adapters' own effect that the bound says nothing."""
+        if not self.relative <= self.bound:  # NaN is over it too
+            return [f"{self.what}: off by {self.relative:.2e} of its size, the bound is {self.bound:.2e}"]
+        if self.of_effect > 0.5:
+            return [f"{self.what}: off by {self.of_effect:.0%} of what the adapters do: rounding has eaten them"]
+        return []
+
+
+def bound_of(dtype: str) -> float:
+    """The largest error allowed, relative to the largest output, where weights are stored in `dtype` (F16, BF16 …)."""
+    return FLOOR + ROUNDINGS * UNIT[dtype]
+
+
+def compare(live: Answers, bare: Answers, merged: Answers, dtype: str) -> list[Compared]:
+    """Each kind of answer of the rack against the merged model's; `bare` are those of the base alone."""
+    return [
+        Compared(what, _largest(said - merged[what]), _largest(said), _largest(said - bare[what]), bound_of(dtype))
+        for what, said in sorted(live.items())
+    ]
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max())
+
+
+def shares(compared: Sequence[Compared]) -> list[tuple[str, str, str, str, str]]:
+    """Rows for people: what, largest error, of its size, of the adapters' effect, bound."""
+    return [
+        (one.what, f"{one.error:.2e}", f"{one.relative:.2e}", f"{one.of_effect:.2%}", f"{one.bound:.2e}")
+        for one in compared
+    ]
+
+
+# --- what the answers and the files were -----------------------------------------------------------------------------
+
+
+def kept(answers: Answers) -> dict[str, str]:
+    """About KEPT numbers of each answer, evenly spread, as base64 of float32."""
+    return {what: base64.b64encode(bytes(raw(_spread(said)))).decode() for what, said in answers.items()}
+
+
+def _spread(said: Tensor) -> Tensor:
+    flat = said.float().flatten()
+    return flat[:: max(1, len(flat) // KEPT)].contiguous()
+
+
+def unkept(texts: Mapping[str, str]) -> Answers:
+    """The reverse of `kept`."""
+    return {
+        what: torch.frombuffer(bytearray(base64.b64decode(text, validate=True)), dtype=torch.float32)
+        for what, text in texts.items()
+    }
+
+
+def contents(model: Weights) -> dict[str, dict[str, str]]:
+    """Digests of all that is read: {"files": {name: sha256}, "tensors": {weight file: short digests in order}}."""
+    found: dict[str, dict[str, str]] = {"files": {}, "tensors": {}}
+    weights = {file.path: file for file in model.files}
+    for path in [model.root] if model.single_file else sorted(model.root.rglob("*")):
+        name = "" if model.single_file else path.relative_to(model.root).as_posix()
+        if path in weights:
+            found["files"][name], found["tensors"][name] = tensor_digests(weights[path])
+        elif path.is_file() and path.suffix in READ and name != FILE:
+            found["files"][name] = digest_of_file(path)
+    return found
+
+
+def tensor_digests(file: TensorFile) -> tuple[str, str]:
+    """(sha256 over every tensor's name, dtype, shape and bytes; SHORT digits for each tensor, in their order)."""
+    total, short = hashlib.sha256(), []
+    for key, entry in file.entries.items():
+        one = hashlib.sha256()
+        for piece in file.pieces(key):
+            one.update(piece)
+        total.update(f"{json.dumps(key)} {entry.dtype} {list(entry.shape)} {one.hexdigest()}\n".encode())
+        short.append(one.hexdigest()[:SHORT])
+    return total.hexdigest(), "".join(short)
+
+
+def differences(then: Mapping[str, Mapping[str, str]], model: Weights) -> list[str]:
+    """Each file that is gone, new or changed since, and which of its tensors."""
+    now = contents(model)
+    entries = {
+        ("" if model.single_file else f.path.relative_to(model.root).as_posix()): list(f.entries) for f in model.files
+    }
+    faults = []
+    for name in sorted(then["files"].keys() | now["files"].keys()):
+        shown = name or model.root.name
+        if name not in now["files"]:
+            faults.append(f"{shown} is gone")
+        elif name not in then["files"]:
+            faults.append(f"{shown} is new")
+        elif then["files"][name] != now["files"][name]:
+            old, new = (_cut(side["tensors"].get(name, "")) for side in (then, now))
+            changed = [key for key, a, b in zip(entries.get(name, []), old, new, strict=False) if a != b]
+            tensors = f" in {', '.join(changed[:3])}{', …' if len(changed) > 3 else ''}" if changed else ""
+            faults.append(f"{shown} has changed{tensors}")
+    return faults
+
+
+def _cut(text: str) -> list[str]:
+    return [text[k : k + SHORT] for k in range(0, len(text), SHORT)]
+
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+
+def sealed(receipt: Receipt) -> Receipt:
+    """The receipt with a digest over itself."""
+    return {**receipt, "sha256": _own_digest(receipt)}
+
+
+def _own_digest(receipt: Receipt) -> str:
+    rest = {key: value for key, value in receipt.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def read(model: Weights) -> Receipt:
+    """The receipt that a merged model carries. Raises RunError: there is none, or it was changed."""
+    step = "only models that `stylora merge` has made carry one"
+    if model.single_file:
+        text = model.files[0].metadata.get(ENTRY, "")
+    else:
+        text = (model.root / FILE).read_text() if (model.root / FILE).is_file() else ""
+    if not text:
+        raise RunError(f"{model.root}: carries no receipt", next_step=step)
+    try:
+        receipt: Receipt = dict(json.loads(text))
+        if receipt["sha256"] == _own_digest(receipt):
+            return receipt
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{model.root}: its receipt can't be read: {error}", next_step="merge it again") from None
+    raise RunError(f"{model.root}: its receipt was changed", next_step="merge it again")
+
+
+def record(probe: Probe, live: Answers, compared: Sequence[Compared], settings: Mapping[str, bytes]) -> Receipt:
+    """The part of a receipt that verifying needs: question, answers, what they were compared to, settings."""
+    return {
+        "probe": {"ids": probe.ids.tolist(), "timesteps": list(probe.timesteps), "seed": probe.seed},
+        "answers": kept(live),
+        "compared": [asdict(one) for one in compared],
+        "settings": {name: data.decode() for name, data in settings.items() if not name.startswith("tokenizer/")},
+    }
+
+
+def verify(path: Path, ask: Ask = fresh) -> tuple[Receipt, list[Compared]]:
+    """Prove a merged model again, from it alone: every byte by its digest, its answers by asking in a fresh process.
+
+    Gives the receipt, and today's answers against the rack's when it was merged. Raises RunError: what differs.
+    """
+    try:
+        model = open_base(path)
+    except BaseError as error:
+        raise RunError(f"{path}: can't be verified: {error.what}", error.faults, error.next_step) from None
+    receipt = read(model)
+    try:
+        then, probe, live, settings = _asked(receipt)
+        faults = differences(receipt["contents"], model)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: its receipt isn't whole: {error}", next_step="merge it again") from None
+    if faults:
+        raise RunError(f"{path} isn't what was merged", faults, "merge it again")
+    said = {what: _spread(tensor) for what, tensor in ask(model.root, probe, settings).items()}
+    if odd := [one.what for one in then if said[one.what].shape != live[one.what].shape]:
+        raise RunError(f"{path}: its answers have another form than its receipt's", odd, "merge it again")
+    now = [replace(one, error=_largest(live[one.what] - said[one.what])) for one in then]
+    if faults := [fault for one in now for fault in one.faults()]:
+        raise RunError(f"{path}: its answers aren't those of the adapters on the base", faults, "merge it again")
+    return receipt, now
+
+
+def _asked(receipt: Receipt) -> tuple[list[Compared], Probe, Answers, dict[str, bytes]]:
+    """What a receipt holds for asking again: how it went, the question, the answers, a single file's settings."""
+    asked = receipt["probe"]
+    probe = Probe(torch.tensor(asked["ids"]), tuple(asked["timesteps"]), asked["seed"])
+    settings = {name: text.encode() for name, text in receipt["settings"].items()}
+    return [Compared(**row) for row in receipt["compared"]], probe, unkept(receipt["answers"]), settings

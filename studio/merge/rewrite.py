@@ -1,0 +1,124 @@
+"""Write a base again with changed tensors: one tensor in memory at a time, other bytes copied, whole or not at all.
+
+Try it: python -c "from studio.merge.rewrite import *; print(DTYPES)"
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from studio.merge.weights import STEMS, Weights
+from trainers import tensorfile
+from trainers.errors import BaseError, RunError
+from trainers.lora.files import raw
+from trainers.tensorfile import FLOATS, TensorFile
+
+DTYPES = {"keep": "", "fp16": "F16", "bf16": "BF16", "fp32": "F32"}  # what people write -> what safetensors does
+STALE = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".gguf")
+HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")  # of the base's tensors, untrue of the result
+
+Change = Callable[[Tensor], Tensor]  # of a whole tensor of a file, in float32 (float64 where it is stored so), in place
+
+
+@contextmanager
+def beside(out: Path) -> Iterator[Path]:
+    """A path beside `out` to write to; it takes the name `out` when all went well, else it is removed."""
+    temp, old = (out.with_name(f".{out.stem}.{os.getpid()}.{end}{out.suffix}") for end in ("part", "old"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out)
+        yield temp
+        if out.is_dir():  # a folder can't be renamed over a folder
+            out.rename(old)
+        temp.replace(out)
+        remove(old)
+    except OSError as error:
+        step = "free some space, or name another --out"
+        raise RunError(f"{out}: can't be written: {error.strerror or error}", next_step=step) from error
+    finally:
+        remove(temp)
+
+
+def sweep(out: Path) -> None:
+    """Remove what processes that were killed have left beside `out`."""
+    for path in out.parent.glob(f".{out.stem}.*.part{out.suffix}"):
+        number = path.name.removeprefix(f".{out.stem}.").partition(".")[0]
+        if number.isdecimal() and not _runs(int(number)):
+            remove(path)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def copy_rest(weights: Weights, out: Path, besides: str) -> list[str]:
+    """Copy a folder's other files; gives the names of those left out, as they hold the unchanged weights once more."""
+    known, left = {file.path for file in weights.files}, []
+    for path in sorted(weights.root.rglob("*")):
+        name = path.relative_to(weights.root)
+        if path.is_dir() or path in known or str(name) == besides or any(part.startswith(".") for part in name.parts):
+            continue
+        if path.suffix in STALE and (len(name.parts) == 1 or name.parts[0] in STEMS):
+            left.append(str(name))
+            continue
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, out / name)
+    return left
+
+
+def rewrite(file: TensorFile, out: Path, changes: Mapping[str, Change], dtype: str, room: int = 0) -> None:
+    """Write a file again with `changes` to some tensors, all floats cast to `dtype` ("": kept); fsynced.
+
+    `room` bytes of the header are kept free. Raises BaseError, RunError: a number is too large for the dtype.
+    """
+    stored = {key: dtype if dtype and entry.dtype in FLOATS else entry.dtype for key, entry in file.entries.items()}
+    if odd := [f"{key} is stored as {stored[key]}" for key in changes if stored[key] not in FLOATS]:
+        raise BaseError(f"{file.path}: nothing can be added to these tensors", odd, "convert the base to fp16 first")
+    if not changes and stored == {key: entry.dtype for key, entry in file.entries.items()} and not room:
+        shutil.copyfile(file.path, out)
+        return
+    names = {key: (stored[key], entry.shape) for key, entry in file.entries.items()}
+    with out.open("xb") as stream:
+        stream.write(tensorfile.header(names, metadata_of(file), room))
+        for key, entry in file.entries.items():
+            if key in changes or stored[key] != entry.dtype:
+                stream.write(raw(_changed(file, key, changes.get(key), stored[key])))
+            else:
+                stream.writelines(file.pieces(key))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def metadata_of(file: TensorFile) -> dict[str, str]:
+    """The header entries that are still true when the tensors have changed."""
+    return {key: text for key, text in file.metadata.items() if key not in HASHES}
+
+
+def _changed(file: TensorFile, key: str, change: Change | None, dtype: str) -> Tensor:
+    old = file.tensor(key)
+    wide = old if old.dtype == torch.float64 else old.float()
+    new = (change(wide) if change else wide).to(tensorfile.DTYPES[dtype])
+    if not bool(torch.isfinite(new).all()) and bool(torch.isfinite(old).all()):
+        raise RunError(f"{key}: too large a number for {dtype}", next_step="merge with --dtype bf16 or fp32")
+    return new
