@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from studio.commands import combine, draw, files, merging  # noqa: F401  (each mounts its commands)
+from studio.commands import combine, draw, effects, files, look, merging  # noqa: F401  (each mounts its commands)
 from trainers.cli import app
 from trainers.console import escape, follow, say, table
 
