@@ -149,7 +149,7 @@ def loading(rounds: int = 5) -> Iterator[results.Figure]:
     ours = {"unet": sd15_unet(), "text_encoder": sd15_text()}
     nothing = dict.fromkeys(("vae", "tokenizer", "safety_checker", "feature_extractor"))
     pipeline: Any = diffusers.StableDiffusionPipeline(
-        unet=sd15_unet(), text_encoder=sd15_text(), scheduler=diffusers.DDIMScheduler(),
+        unet=sd15_unet(), text_encoder=sd15_text(), scheduler=diffusers.DDIMScheduler(clip_sample=False),
         requires_safety_checker=False, **nothing,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as place, Rack(ours) as rack:

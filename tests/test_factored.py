@@ -163,7 +163,7 @@ def test_turning_all_weights_around_turns_the_blend_around(method: str, density:
 
 def test_new_weights_need_no_new_factorisation(monkeypatch: pytest.MonkeyPatch) -> None:
     both = Factored([A, B])
-    monkeypatch.setattr(factored, "bases", None)
+    monkeypatch.setattr(factored, "spanned", None)
     for weights in ((1.0, 0.0), (0.3, -2.0)):
         layers = both.blend(weights)
         for path, layer in layers.items():

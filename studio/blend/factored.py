@@ -1,6 +1,6 @@
 """Adapters brought once into shared orthonormal bases, to be blended with any weights by any of the METHODS.
 
-Layers of one shape are stacked; QR of their stacked factors (float64) gives delta_i = left @ core_i @ right with a
+Layers of one shape are stacked; QR of their stacked factors (float64) gives delta_i = left @ core_i @ right^T with a
 small core for every adapter. New weights cost only small SVDs of the cores and two thin products.
 
 Try it: python -c "from studio.blend.factored import *; from trainers.lora.adapter import *; \\
@@ -12,18 +12,18 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from studio.blend.methods import METHODS, Group, Options, Target
+from studio.blend.span import spanned
 from trainers.errors import AdapterError
-from trainers.lora.algebra import Cut, bases, cuts, energy, matrices, shaped
+from trainers.lora.algebra import Cut, cuts, energy, shaped
 from trainers.lora.gains import Gain
 from trainers.lora.pair import LoraPair
 
@@ -31,8 +31,6 @@ SHOWN = 5  # modules that an error names
 MOST = 2**20  # float64 numbers in the factors of one group, 8 MB; more layers are taken in pieces
 _TAKING_TURNS = threading.Lock()  # torch's number of threads is one for the whole process
 
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 Weight = float | Gain
 Kind = tuple[int, tuple[int, ...], tuple[tuple[int, int], ...]]  # out, (in, kh, kw), ((adapter's place, its rank), …)
 
@@ -55,7 +53,8 @@ class Factored:
     def __init__(self, adapters: Sequence[Mapping[str, LoraPair]]) -> None:
         self.adapters = [dict(pairs) for pairs in adapters]
         pieces = [(kind, piece) for kind, paths in _by_kind(self.adapters).items() for piece in _pieces(kind, paths)]
-        self.groups = side_by_side(lambda piece: _factored(*piece, self.adapters), pieces)
+        with one_thread():
+            self.groups = [_factored(kind, paths, self.adapters) for kind, paths in pieces]
 
     @cached_property
     def marks(self) -> tuple[int, ...]:
@@ -103,7 +102,8 @@ class Factored:
                 if acts[k]
             }
 
-        parts = side_by_side(layers, self.groups)
+        with one_thread():
+            parts = [layers(group) for group in self.groups]
         return dict(sorted(item for part in parts for item in part.items()))
 
     def _beside(self, path: str, weights: Sequence[float], inputs: Sequence[int]) -> Cut:
@@ -113,17 +113,14 @@ class Factored:
         return Cut(pair, energy(pair), 0.0)
 
 
-def side_by_side(work: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
-    """work(item) of each, on as many threads as torch has, inside which torch has one.
-
-    So the result is the same to the bit however many there are, and small matrices don't wait for each other.
-    """
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread, which is quicker for matrices as small as these, and the same to the bit on any machine."""
     with _TAKING_TURNS:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with ThreadPoolExecutor(threads) as pool:
-                return list(pool.map(work, items))
+            yield
         finally:
             torch.set_num_threads(threads)
 
@@ -178,11 +175,11 @@ def _pieces(kind: Kind, paths: list[str]) -> Iterator[list[str]]:
 
 def _factored(kind: Kind, paths: Sequence[str], adapters: Sequence[Mapping[str, LoraPair]]) -> Group:
     _, inputs, ranks = kind
-    halves = [[matrices(adapters[place][path]) for place, _ in ranks] for path in paths]
-    ups = torch.stack([torch.cat([up for up, _ in row], 1) for row in halves])  # (n, out, sum of ranks)
-    downs = torch.stack([torch.cat([down for _, down in row]) for row in halves])  # (n, sum of ranks, in)
-    left, r_up, r_down, right = bases(ups, downs)
+    here = [[adapters[place][path] for place, _ in ranks] for path in paths]
+    left, r_up = spanned([[pair.up.flatten(1) for pair in row] for row in here])
+    right, r_down = spanned([[pair.down.flatten(1).mT for pair in row] for row in here])
+    scales = torch.tensor([[pair.scale for pair in row] for row in here], dtype=torch.float64, device=r_up.device)
     sizes = [rank for _, rank in ranks]
-    spans = zip(r_up.split(sizes, 2), r_down.split(sizes, 1), strict=True)
-    cores = torch.stack([up @ down for up, down in spans], 1)
+    spans = zip(r_up.split(sizes, 2), r_down.split(sizes, 2), strict=True)
+    cores = torch.stack([up @ down.mT for up, down in spans], 1) * scales[..., None, None]
     return Group(tuple(paths), tuple(place for place, _ in ranks), inputs, left, cores, right)

@@ -1,6 +1,6 @@
 """Adapters -> one adapter, exactly: the table of methods and their tensor functions. Pure: tensors in, tensors out.
 
-A method sees deltas as left @ core_i @ right (made by factored.py) and says what it wants before truncation.
+A method sees deltas as left @ core_i @ right^T (made by factored.py) and says what it wants before truncation.
 No method depends on how a delta happens to be split into up and down.
 
 Try it: python -c "from studio.blend.methods import *; [print(*row) for row in METHODS.items()]"
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from studio.blend.span import Columns, layer_of, stored
 from trainers.lora.algebra import matrices
 from trainers.lora.pair import LoraPair
 
@@ -30,21 +31,21 @@ class Group:
     paths: tuple[str, ...]
     adapters: tuple[int, ...]  # the places of those that act here
     inputs: tuple[int, ...]  # (in,) or (in, kh, kw)
-    left: Tensor  # (n, out, k), orthonormal columns
+    left: Columns  # (n, out, k)
     cores: Tensor  # (n, a, k, l)
-    right: Tensor  # (n, l, in * kh * kw), orthonormal rows
+    right: Columns  # (n, in * kh * kw, l)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Deltas before truncation: left (…, out, k) @ core (…, k, l) @ right (…, l, in), left and right orthonormal."""
+    """Deltas before truncation: left (n, out, k) @ core (n, k, l) @ right^T, right (n, in, l); columns orthonormal."""
 
-    left: Tensor
+    left: Columns
     core: Tensor
-    right: Tensor
+    right: Columns
 
     def at(self, layer: int) -> Target:
-        return Target(self.left[layer], self.core[layer], self.right[layer])
+        return Target(layer_of(self.left, layer), self.core[layer : layer + 1], layer_of(self.right, layer))
 
     def energy(self) -> float:
         return float(self.core.square().sum())
@@ -52,7 +53,7 @@ class Target:
     def missed(self, pair: LoraPair) -> float:
         """||target - delta||^2 of one layer, from small matrices."""
         up, down = matrices(pair)
-        product = ((self.left.mT @ up) @ (down @ self.right.mT) * self.core).sum()
+        product = ((stored(self.left).mT @ up) @ (down @ stored(self.right)) * self.core).sum()
         own = ((up.mT @ up) * (down @ down.mT)).sum()
         return max(0.0, self.energy() - 2 * float(product) + float(own))
 
@@ -179,7 +180,8 @@ def shared_rows(group: Group, weights: Tensor) -> tuple[Tensor, Tensor, list[int
     """
     cores = group.cores * (_here(group, weights) != 0)[..., None, None]
     u, s, _ = torch.linalg.svd(cores.transpose(1, 2).flatten(2), full_matrices=False)  # u (n, k, p)
-    rows = (u.mT[:, None] @ cores) @ group.right[:, None]
+    inner = (u.mT[:, None] @ cores).flatten(1, 2)  # (n, a * p, l)
+    rows = (group.right @ inner.mT).mT.unflatten(1, cores.shape[1:2] + u.shape[2:])
     return group.left @ u, rows, [int(count) for count in (s > TINY * s[:, :1]).sum(1)]
 
 
@@ -214,7 +216,7 @@ def _summed(group: Group, weights: Tensor, left: Tensor, rows: Tensor) -> Target
 def _from_rows(left: Tensor, rows: Tensor) -> Target:
     """left (n, out, p) @ rows (n, p, in), the rows in an orthonormal basis of their own."""
     right, core = torch.linalg.qr(rows.mT)
-    return Target(left, core.mT, right.mT)
+    return Target(left, core.mT, right)
 
 
 def _nearest_orthonormal(columns: Tensor) -> Tensor:

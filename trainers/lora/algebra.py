@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -50,13 +51,13 @@ def shaped(up: Tensor, down: Tensor, inputs: Sequence[int]) -> LoraPair:
 
 
 def bases(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """left, r_up, r_down, right with up = left @ r_up and down = r_down @ right, by Householder QR; stacks welcome.
+    """left, r_up, r_down, right with up = left @ r_up and down = r_down @ right^T, by Householder QR; stacks welcome.
 
-    up (…, out, r), down (…, r, in) -> left (…, out, min(out, r)) and right (…, min(r, in), in), both orthonormal.
+    up (…, out, r), down (…, r, in) -> left (…, out, min(out, r)), right (…, in, min(r, in)); columns orthonormal.
     """
     left, r_up = torch.linalg.qr(up)
     right, r_down = torch.linalg.qr(down.mT)
-    return left, r_up, r_down.mT, right.mT
+    return left, r_up, r_down.mT, right
 
 
 def singular_values(pair: LoraPair) -> Tensor:
@@ -88,22 +89,27 @@ def cut(pair: LoraPair, rank: int | None = None, share: float | None = None) -> 
     return Cut(LoraPair(made.pair.down.float(), made.pair.up.float(), made.pair.alpha), made.kept, made.discarded)
 
 
+class Columns(Protocol):
+    """A stack (n, m, k) of orthonormal columns, stored or not: all that is asked of it is a product."""
+
+    def __matmul__(self, other: Tensor, /) -> Tensor: ...
+
+
 def cuts(
-    left: Tensor, core: Tensor, right: Tensor, inputs: Sequence[int], rank: int | None, share: float | None
+    left: Columns, core: Tensor, right: Columns, inputs: Sequence[int], rank: int | None, share: float | None
 ) -> list[Cut]:
-    """Truncate a stack of deltas left (n, out, k) @ core (n, k, l) @ right (n, l, in), left and right orthonormal.
+    """Truncate a stack of deltas left (n, out, k) @ core (n, k, l) @ right^T, right (n, in, l).
 
     float64 pairs, each of at most `rank`, and no larger than keeps `share` of its energy; None is no limit.
     """
     u, s, v = torch.linalg.svd(core, full_matrices=False)
     most = s.shape[-1] if rank is None else min(rank, s.shape[-1])
-    root = s[:, :most].sqrt()
-    ups = (left @ u[:, :, :most]) * root[:, None]  # (n, out, most)
-    downs = root[..., None] * (v[:, :most] @ right)  # (n, most, in)
-    made = []
-    for up, down, values in zip(ups, downs, s, strict=True):
-        keep = most if share is None else min(most, rank_for(values, share))
-        squares = values.square()
-        kept, discarded = float(squares[:keep].sum()), float(squares[keep:].sum())
-        made.append(Cut(shaped(up[:, :keep], down[:keep], inputs), kept, discarded))
-    return made
+    root = s[:, None, :most].sqrt()
+    ups = left @ (u[:, :, :most] * root)  # (n, out, most)
+    downs = (right @ (v[:, :most].mT * root)).mT  # (n, most, in)
+    keep = [most if share is None else min(most, rank_for(values, share)) for values in s]
+    energies = s.square().tolist()
+    kept = [sum(squares[:n]) for squares, n in zip(energies, keep, strict=True)]
+    lost = [sum(squares[n:]) for squares, n in zip(energies, keep, strict=True)]
+    pairs = [shaped(up[:, :n], down[:n], inputs) for up, down, n in zip(ups, downs, keep, strict=True)]
+    return [Cut(*row) for row in zip(pairs, kept, lost, strict=True)]
