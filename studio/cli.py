@@ -1,4 +1,4 @@
-"""The `stylora` command: the trainers' commands, and those that use adapters: generate · grid · again · demo · env."""
+"""The `stylora` command: all of them, in panels by topic; demo and env stand here."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Annotated
 import typer
 
 from studio.commands import combine, draw, effects, files, look, merging  # noqa: F401  (each mounts its commands)
+from trainers.cli import PANEL as TEACH
 from trainers.cli import app
 from trainers.console import escape, follow, say, table
 
+MACHINE = "This machine"
+ORDER = (TEACH, draw.PANEL, files.PANEL, look.PANEL, merging.PANEL, MACHINE)  # of the panels in --help
 
-@app.command()
+
+@app.command(rich_help_panel=TEACH)
 def demo(
     style: Annotated[str, typer.Option(help="one of the sample styles")] = "ink",
     out: Annotated[
@@ -49,13 +53,16 @@ def demo(
     say(f"or teach it your own pictures: [bold]{stylora} train --data FOLDER --out runs/mine[/]")
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def env() -> None:
     """Say what this machine offers: versions, device, number format, attention kernel and why."""
     from studio.environment import facts
 
     for name, value in facts():
         say(f"[bold]{name:>22}[/]  {escape(value)}")
+
+
+app.registered_commands.sort(key=lambda command: ORDER.index(str(command.rich_help_panel)))
 
 
 def main() -> None:

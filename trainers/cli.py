@@ -13,6 +13,7 @@ import typer
 from trainers.console import StyloraGroup, escape, follow, say, show_notes
 from trainers.options import with_options
 
+PANEL = "Teach a style"
 app = typer.Typer(cls=StyloraGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Sets = Annotated[
@@ -23,7 +24,7 @@ File = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 @with_options
 def train(file: File = None, sets: Sets = [], *, values: dict[str, Any]) -> None:  # noqa: B006
     """Teach a base a style from a folder of pictures; leaves one small adapter file."""
@@ -40,7 +41,7 @@ def train(file: File = None, sets: Sets = [], *, values: dict[str, Any]) -> None
         say(f"Next: [bold]{escape(command)}[/]")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def resume(folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder given to `train --out`")]) -> None:
     """Go on with a stopped run from its newest checkpoint; the result is the same to the bit."""
     from trainers import run
@@ -49,7 +50,7 @@ def resume(folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folde
     follow(run.resume(folder), config.train.steps)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 @with_options
 def batch(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER…", help="one adapter is trained for each")],
@@ -66,7 +67,7 @@ def batch(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def doctor(
     folder: Annotated[Path, typer.Argument(help="folder of pictures")],
     trigger: Annotated[str, typer.Option(help="word put before every caption")] = "",
