@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import studio.commands.look
@@ -129,3 +130,12 @@ def test_one_error_keeps_its_own_words() -> None:
 
 def test_no_torch_until_it_is_used() -> None:
     assert not hasattr(studio.commands.look, "torch")
+
+
+def test_anatomy_reads_dora_where_the_base_is_given(tmp_path: Path, tiny_base: Path) -> None:
+    path = file(tmp_path, "dora", 1)
+    tensors = load_file(path)
+    tensors |= {key.replace("lora_up.weight", "dora_scale"): torch.ones(32, 1) for key in tensors if "lora_up" in key}
+    save_file(tensors, path)
+    assert "no base was given" in run("anatomy", path, code=1).stderr
+    assert "anatomy of dora" in run("anatomy", path, "--base", tiny_base).output

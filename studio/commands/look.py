@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from studio.look.anatomy import Difference, Part
+    from studio.merge.weights import Weights
     from trainers.lora.adapter import Adapter
 
 T = TypeVar("T")
@@ -46,8 +47,9 @@ def anatomy(
     """Say what an adapter is made of: how much it changes each block, and which rank each block needs."""
     from studio.look.anatomy import anatomy as look
 
-    ((name, adapter),) = opened([file], lambda: free(out, overwrite)).items()
-    found = look(adapter, _weight_norm(base, adapter) if base else None)
+    weights = _weights(base) if base else None
+    ((name, adapter),) = opened([file], lambda: free(out, overwrite), weights=weights).items()
+    found = look(adapter, _weight_norm(weights, adapter) if weights else None)
     if out:
         from studio.look.figures import anatomy_sheet
 
@@ -77,15 +79,20 @@ def _rank_advice(file: Path, total: Part) -> str:
     return f"Rank {needed} of {total.rank} keeps 99 % of the energy. Next: [bold]{command}[/]"
 
 
-def _weight_norm(base: str, adapter: Adapter) -> Callable[[str], float]:
-    """The norm of the base's weight by module path. AdapterError: every module that doesn't fit."""
+def _weights(base: str) -> Weights:
     from studio.merge.weights import open_base
+
+    return open_base(base)
+
+
+def _weight_norm(weights: Weights, adapter: Adapter) -> Callable[[str], float]:
+    """The norm of the base's weight by module path. AdapterError: every module that doesn't fit."""
     from trainers.lora.fit import misfits
 
-    weights = open_base(base)
     if odd := misfits(adapter.pairs, weights.shapes):
         step = "name its own base; `stylora check FILE --base …` tells how much of it fits"
-        raise AdapterError(f"the adapter doesn't fit {base}", [f"{path}: {why}" for path, why in odd.items()], step)
+        faults = [f"{path}: {why}" for path, why in odd.items()]
+        raise AdapterError(f"the adapter doesn't fit {weights.root}", faults, step)
     return lambda path: float(weights.weight(path).double().norm())
 
 
@@ -119,13 +126,17 @@ def _diff_row(found: Difference) -> list[str]:
 # --- what all of them need -------------------------------------------------------------------------------------------
 
 
-def opened(files: Sequence[Path], *checks: Callable[[], object]) -> dict[str, Adapter]:
-    """{short name: adapter}, after everything that can be wrong was looked at: one StyloraError with all of it."""
+def opened(files: Sequence[Path], *checks: Callable[[], object], weights: Weights | None = None) -> dict[str, Adapter]:
+    """{short name: adapter}, after everything that can be wrong was looked at: one StyloraError with all of it.
+
+    `weights` are the base's, which DoRA takes to be read.
+    """
     from studio.draw.use import adapter_file
     from trainers.lora.adapter import Adapter
 
     adapters: list[Adapter] = []
-    loads = [lambda file=file: adapters.append(Adapter.load(adapter_file(file))) for file in files]
+    weight_of = weights.weight if weights else None
+    loads = [lambda file=file: adapters.append(Adapter.load(adapter_file(file), weight_of=weight_of)) for file in files]
     each([*loads, *checks])
     return named(files, adapters)
 
