@@ -108,6 +108,15 @@ def test_the_equal_feel_weight_is_kept_in_the_file(files: list[Path], prompts: P
         assert len(entry["base"]) == 64
 
 
+def test_where_a_folder_is_among_them_no_weight_is_kept(
+    files: list[Path], prompts: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder, before = Adapter.load(files[1]).save(tmp_path / "neon.peft", "peft", torch.float32), files[0].read_bytes()
+    words = ("strength", files[0], folder, "--base", tiny_base, "--weights", "0,1", "--prompts", prompts, "--write")
+    assert "neon.peft: is a PEFT folder" in run(*words, "--reference", "0.001", code=1).stderr
+    assert files[0].read_bytes() == before
+
+
 def test_one_adapter_and_the_same_one_twice(files: list[Path], tiny_base: Path) -> None:
     assert "a conflict needs 2 adapters" in run("conflict", files[0], code=1).stderr
     copy = files[0].with_name("copy.safetensors")

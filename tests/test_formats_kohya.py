@@ -86,7 +86,10 @@ def test_strangers_and_doubles_are_told_apart_and_embeddings_tolerated() -> None
     grouped = kohya.group({key: torch.ones(1) for key in keys}, {})
     assert grouped.modules.keys() == {f"text_encoder.{FC1}"}
     assert grouped.unknown == ["lora_unet_conv_in.w_norm", "lora_unet_nowhere.alpha"]
-    assert grouped.faults == [f"text_encoder.{FC1}: alpha stands in the file twice, the second time as {keys[1]}"]
+    assert grouped.doubled == {
+        keys[1]: f"text_encoder.{FC1}: alpha stands in the file twice, the first time as {keys[0]}"
+    }
+    assert grouped.faults == []
 
 
 def test_sdxl_levels_with_another_number_of_blocks_have_no_original_name() -> None:

@@ -197,7 +197,7 @@ def test_a_setting_that_cannot_be_honoured_is_a_fault_with_its_name(field: str, 
 def test_all_faults_of_a_folder_are_named_at_once() -> None:
     tensors = {f"base_model.model.conv_in.{part}": torch.ones(1) for part in ("lora_A.weight", "weight", "lora_B.bias")}
     grouped = peft.group_folder({"unet": (tensors, {}), "default": (tensors, PLAIN | {"bias": "all"})})
-    text = "\n".join(grouped.faults)
+    text = "\n".join([*grouped.faults, *grouped.doubled.values()])
     for part in (
         "peft_type is missing",
         "lora_alpha is missing",

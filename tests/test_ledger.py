@@ -73,6 +73,15 @@ def test_a_broken_module_is_refused_and_the_rest_is_read(path: Path) -> None:
     assert found.unknown == 2
 
 
+def test_a_tensor_that_stands_there_twice_is_refused(path: Path) -> None:
+    twice = "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha", "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha"
+    found = ledger(path, FILE | {key: torch.ones(()) for key in twice})
+    refused = [entry for entry in found.entries if entry.verdict == "refused"]
+    assert {entry.keys for entry in refused} == {(twice[0],), (twice[1],)}  # one as a lone alpha
+    assert any("stands in the file twice" in entry.reason for entry in refused)
+    assert not [entry for entry in found.entries if entry.verdict == "left aside"]
+
+
 def test_embeddings_beside_an_adapter_are_left_aside(path: Path) -> None:
     found = ledger(path, FILE | {"bundle_emb.cat.clip_l": torch.ones(2, 3)})
     assert found.whole

@@ -210,8 +210,8 @@ def test_verdicts() -> None:
         return measure.Disturbance(share, (0.5, 0.7), 0.0, (1.0, 1.0, 1.0), {}).verdict
 
     assert of(0.25).startswith("they add up")
-    assert of(0.6).startswith("they bend each other")
-    assert of(0.61).startswith("they disturb each other")
+    assert of(0.7).startswith("they bend each other")
+    assert of(0.71).startswith("they disturb each other")
 
 
 def test_half_a_gain_is_half_of_both_weights() -> None:

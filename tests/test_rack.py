@@ -154,6 +154,8 @@ def test_its_key_is_its_content(small: Parts) -> None:
         ):
             with pytest.raises(KeyError):
                 wrong()
+        with pytest.raises(AdapterError, match="without modules"):
+            rack.add(Adapter({}))
         assert rack.resident == (key,)
 
 

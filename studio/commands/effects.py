@@ -261,6 +261,9 @@ def _keep(found: Mapping[Path, Strength], base: str, quietly: bool) -> None:
         f"{file}: no weight has the effect {s.reference:g}" for file, s in found.items() if not s.equal_feel
     ]:
         raise AdapterError("no equal-feel weight to write", missing, "widen --weights, or choose another --reference")
+    if folders := [f"{file}: is a PEFT folder" for file in found if adapter_file(file).is_dir()]:
+        step = "write it as a file first: `stylora export FOLDER --to kohya`"
+        raise AdapterError("there is no header to write the weight in", folders, step)
     for file, s in found.items():
         entry = {"base": base, "weight": round(s.equal_feel or 0.0, 4), "effect": s.reference}
         with_metadata(adapter_file(file), {EQUAL_FEEL: json.dumps(entry, sort_keys=True)})

@@ -195,9 +195,9 @@ class Disturbance:
         """In words: against ADDS_UP, then against what the two do to themselves."""
         if self.share <= ADDS_UP:
             return "they add up: each looks as it does alone"
-        if self.share <= sum(self.alone) / 2:
-            return "they bend each other, no more than each bends itself as its weight grows"
-        return "they disturb each other more than each bends itself"
+        if self.share <= max(self.alone):
+            return "they bend each other, no more than one of them bends itself as its weight grows"
+        return "they disturb each other more than either bends itself"
 
 
 def disturbance(

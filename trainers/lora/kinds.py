@@ -127,6 +127,7 @@ def assemble(
             entry = Entry(path, own, "refused", str(refusal))
         entries.append(replace(entry, keys=own))
     entries += [Entry("", (key,), "refused", foreign_kind(key) or "an unknown name") for key in sorted(grouped.unknown)]
+    entries += [Entry("", (key,), "refused", fault) for key, fault in sorted(grouped.doubled.items())]
     return pairs, entries + [Entry("", (), "refused", fault) for fault in grouped.faults]
 
 

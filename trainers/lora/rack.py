@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from trainers.errors import AdapterError
 from trainers.lora.adapter import Adapter, content_digest
 from trainers.lora.blocks import LABELS
 from trainers.lora.fit import locate
@@ -53,7 +54,10 @@ class Rack:
         return tuple(self._resident)
 
     def add(self, adapter: Adapter) -> str:
-        """Make an adapter resident, with gain 0 until `set`; its key is its content digest. AdapterError: no fit."""
+        """Make an adapter resident, with gain 0 until `set`; its key is its content digest.
+
+        AdapterError: it doesn't fit, or has no modules.
+        """
         key = content_digest(adapter)
         if key not in self._resident:
             self._resident[key] = self._rows(adapter)
@@ -111,6 +115,8 @@ class Rack:
     # --- the numbers ----------------------------------------------------------------------------------------------
 
     def _rows(self, adapter: Adapter) -> dict[str, Rows]:
+        if not adapter.pairs:
+            raise AdapterError("an adapter without modules changes nothing", next_step="leave it out")
         places = locate(self.parts, adapter.pairs)
         return {path: rows_of(place, self.parts[place.component]) for path, place in places.items()}
 

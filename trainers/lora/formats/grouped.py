@@ -38,12 +38,14 @@ class Grouped:
     keys: dict[str, dict[str, str]] = field(default_factory=dict)
     alpha_of: Callable[[str, int], float] = alpha_is_rank
     unknown: list[str] = field(default_factory=list)  # keys that name no module or role of ours
-    faults: list[str] = field(default_factory=list)  # doubled keys, a broken header, settings that can't be honoured
+    doubled: dict[str, str] = field(default_factory=dict)  # key -> what stands where it belongs already
+    faults: list[str] = field(default_factory=list)  # a broken header, settings that can't be honoured
 
     def put(self, path: str, role: str, tensor: Tensor, key: str) -> None:
         """Note a tensor's place; a second one for the same place is a fault."""
         if role in self.modules.setdefault(path, {}):
-            self.faults.append(f"{path}: {role} stands in the file twice, the second time as {key}")
+            self.doubled[key] = f"{path}: {role} stands in the file twice, the first time as {self.keys[path][role]}"
+            return
         self.modules[path][role] = tensor
         self.keys.setdefault(path, {})[role] = key
 
