@@ -171,3 +171,16 @@ def test_export_converts_dora_with_the_base(path: Path, shapes: dict[str, Shape]
     assert (refused.exit_code, "name the base it is for" in refused.stderr) == (1, True)
     made = run("export", path, "--to", "kohya", "--base", "tiny-sd")
     assert (made.exit_code, "1 converted: DoRA, cut to rank 4:" in made.output) == (0, True)
+
+
+def test_a_run_folder_stands_for_its_adapter(path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps({"adapter": "ink.safetensors"}))
+    (folder / "ink.safetensors").write_bytes(path.read_bytes())
+    for words in (("info",), ("check", "--base", "tiny-sd"), ("export", "--to", "diffusers")):
+        result = run(words[0], folder, *words[1:])
+        assert result.exit_code == 0, result.output
+        assert "ink" in result.output
+    (folder / "report.json").unlink()
+    assert "holds no finished run and no PEFT adapter" in run("info", folder).stderr

@@ -22,13 +22,20 @@ if TYPE_CHECKING:
 
 PANEL = "Adapter files"
 LONG = 160  # characters of a header entry that the table shows
-File = Annotated[Path, typer.Argument(metavar="FILE", help="adapter file, or PEFT folder")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="adapter file, run folder or PEFT folder")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document instead of tables")]
+
+
+def meant(file: Path) -> Path:
+    """The adapter itself where a finished run's folder is named. Raises AdapterError: the folder holds none."""
+    from studio.draw.use import adapter_file
+
+    return adapter_file(file) if file.is_dir() else file
 
 
 @app.command(rich_help_panel=PANEL)
 def info(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="adapter files, or PEFT folders")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="adapter files, run folders or PEFT folders")],
     as_json: Json = False,
     thumbnail: Annotated[
         Path | None, typer.Option(metavar="OUT.jpg|png", help="save the picture in the header of the one FILE")
@@ -44,7 +51,7 @@ def info(
     errors: dict[Path, AdapterError] = {}
     for file in files:
         try:
-            cards.append(read_card(file))
+            cards.append(read_card(meant(file)))
         except AdapterError as error:
             errors[file] = error
     if as_json:
@@ -117,7 +124,7 @@ def check(
     from trainers.lora.adapter import refusals
     from trainers.lora.ledger import ledger_of, objection, read
 
-    weights = open_base(base)
+    file, weights = meant(file), open_base(base)
     shapes = weights.shapes
     reading = read(file, rank, weights.weight)
     ledger = ledger_of(reading, shapes)
@@ -181,7 +188,7 @@ def export(
         from studio.merge.weights import open_base
 
         weight_of = open_base(base).weight
-    made = write(file, to, dtype=dtype, out=out, rank=rank, weight_of=weight_of, overwrite=overwrite)
+    made = write(meant(file), to, dtype=dtype, out=out, rank=rank, weight_of=weight_of, overwrite=overwrite)
     for line in _notes(made):
         say(f"[dim]·[/] {escape(line)}")
     kind = str(made.dtype).removeprefix("torch.")
