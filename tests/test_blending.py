@@ -11,6 +11,8 @@ from torch import Tensor
 from studio.blend.blending import Blended, Plan, blend, plot_faults, resize
 from studio.blend.certificate import of_header
 from studio.blend.methods import METHODS
+from studio.look.measure import EQUAL_FEEL
+from studio.merge.extract import ENTRY
 from trainers.errors import AdapterError
 from trainers.lora.adapter import Adapter, AdapterInfo, LoraPair, content_digest, digest
 from trainers.lora.algebra import matrices
@@ -232,6 +234,15 @@ def test_resize_is_the_best_truncation_and_keeps_the_header(ink: Path) -> None:
         assert back.info.metadata[key] == had.info.metadata[key]
     assert (back.info.name, back.info.metadata["ss_network_dim"]) == ("ink-rank2", "2")
     assert of_header(back.info.metadata).facts["method"] == "svd"
+
+
+def test_resize_drops_what_was_measured_of_the_adapter_before(ink: Path) -> None:
+    had = Adapter.load(ink)
+    said = {EQUAL_FEEL: '{"weight": 0.77}', ENTRY: '{"error": 0.1}', "mine": "kept"}
+    had.info.metadata.update(said)
+    made = resize(str(had.save(ink.with_name("told.safetensors"))), Plan(rank=2))
+    assert said.keys() & Adapter.load(made.save()).info.metadata.keys() == {"mine"}
+    assert not said.keys() & blend([str(ink)], Plan(), ink.with_name("x")).adapter.info.metadata.keys()
 
 
 def test_resize_by_energy_keeps_at_least_that_in_every_layer(ink: Path) -> None:

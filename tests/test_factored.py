@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,12 +73,15 @@ def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return max(float((one[path] - other[path]).norm() / one[path].norm().clamp_min(1e-300)) for path in one)
 
 
-def turned(pairs: Pairs, seed: int) -> Pairs:
-    """The same deltas from other factors: up M, M^-1 down."""
+def turned(pairs: Pairs, seed: int, condition: float | None = None) -> Pairs:
+    """The same deltas from other factors: up M, M^-1 down, of any M or of one that is badly conditioned."""
     numbers = torch.Generator().manual_seed(seed)
     made = {}
     for path, pair in pairs.items():
         m = torch.randn(pair.rank, pair.rank, generator=numbers, dtype=torch.float64)
+        if condition:
+            ones = torch.ones_like(m)  # a shear: every column is far from those before it
+            m = ones.triu() + (condition ** (1 / pair.rank) - 1) * ones.triu(1)
         up, down = pair.up.flatten(1) @ m, torch.linalg.solve(m, pair.down.flatten(1))
         made[path] = LoraPair(down.reshape(pair.down.shape), up.reshape(pair.up.shape), pair.alpha)
     return made
@@ -125,6 +129,17 @@ def test_how_deltas_are_split_into_factors_changes_nothing(method: str, density:
     had = Factored([A, B, C]).blend(WEIGHTS, method, density=density)
     got = Factored([turned(A, 5), turned(B, 6), turned(C, 7)]).blend(WEIGHTS, method, density=density)
     assert apart(deltas(had), deltas(got)) < 1e-8
+
+
+@pytest.mark.parametrize("size", [1e4, 1e8])
+def test_factors_as_bad_as_may_be_lose_no_digits_that_matter(size: float) -> None:
+    bad = turned(A, 5, size)
+    for path, layer in Factored([bad, B]).blend([0.6, -0.4], rank=2).items():
+        whole = dense_sum(path, (bad, B), (0.6, -0.4))
+        squares = torch.linalg.svdvals(whole).square()
+        assert layer.cut.kept == pytest.approx(float(squares[:2].sum()), rel=1e-14 * size)
+        assert layer.cut.kept + layer.cut.discarded == pytest.approx(float(squares.sum()), rel=1e-14 * size)
+        assert layer.target.missed(layer.cut.pair) == pytest.approx(layer.cut.discarded, rel=1e-12 * size, abs=1e-9)
 
 
 @pytest.mark.parametrize(("method", "density"), METHOD_CASES)
@@ -223,8 +238,9 @@ def test_shapes_that_disagree_are_named() -> None:
         Factored(many)
 
 
-def test_cancelled_and_zero_deltas_are_zeros() -> None:
-    zero = {path: LoraPair(pair.down, torch.zeros_like(pair.up), pair.alpha) for path, pair in A.items()}
+@pytest.mark.parametrize("what", ["up", "alpha"])
+def test_cancelled_and_zero_deltas_are_zeros(what: str) -> None:
+    zero = {path: replace(pair, **{what: 0 * getattr(pair, what)}) for path, pair in A.items()}
     for method, density in METHOD_CASES:
         layers = Factored([zero]).blend([1.0], method, density=density)
         assert not any(bool(delta.any()) for delta in deltas(layers).values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from studio.blend.factored import Factored
-from studio.blend.methods import METHODS, Group, Options, Target, coins, trimmed
+from studio.blend.methods import METHODS, Group, Options, Target, coins, told_apart, trimmed
 from studio.blend.span import stored
 from trainers.lora.algebra import matrices
 from trainers.lora.pair import LoraPair
@@ -39,31 +40,37 @@ def blended(pairs: list[LoraPair], weights: list[float], method: str, density: f
     return dense(layers[PATH].cut.pair)
 
 
-def shared(*deltas: Matrix) -> tuple[Matrix, list[Matrix]]:
-    """U of the SVD of the deltas side by side, as far as its singular values aren't 0; and U^T delta of each."""
+def left_vectors(*deltas: Matrix) -> Matrix:
+    """U of the SVD of the deltas side by side, as far as its singular values aren't 0."""
     u, s, _ = np.linalg.svd(np.hstack(deltas), full_matrices=False)
-    u = u[:, s > 1e-10 * s[0]]
-    return u, [u.T @ delta for delta in deltas]
+    return np.asarray(u[:, s > 1e-10 * s[0]])
 
 
-def trim(rows: Matrix, density: float) -> Matrix:
-    keep = math.ceil(density * rows.size)
-    limit = np.sort(np.abs(rows), axis=None)[-keep]
-    return np.where(np.abs(rows) >= limit, rows, 0)
+def trim(delta: Matrix, density: float) -> Matrix:
+    """The largest entries in the basis of the delta's own left singular vectors."""
+    u = left_vectors(delta)
+    rows = u.T @ delta
+    limit = np.sort(np.abs(rows), axis=None)[-math.ceil(density * rows.size)]
+    return np.asarray(u @ np.where(np.abs(rows) >= limit, rows, 0))
+
+
+def near(one: LoraPair, by: float, seed: int) -> LoraPair:
+    """A copy whose every number is off by about `by` of its size."""
+    numbers = torch.Generator().manual_seed(seed)
+    off = 1 + by * torch.randn(one.up.shape, generator=numbers, dtype=torch.float64)
+    return LoraPair(one.down, one.up * off, one.alpha)
 
 
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.2])
 @pytest.mark.parametrize("weights", [[0.6, 0.4], [1.0, -0.5]])
-def test_ties_is_trim_elect_and_disjoint_mean(weights: list[float], density: float) -> None:
-    u, rows = shared(dense(A), dense(B))
-    votes = [w * trim(row, density) for w, row in zip(weights, rows, strict=True)]
+def test_ties_is_trim_elect_and_the_sum_of_those_that_agree(weights: list[float], density: float) -> None:
+    parts = [(w, dense(one)) for w, one in zip(weights, (A, B), strict=True)]
+    u = left_vectors(*(w * delta for w, delta in parts))
+    votes = [w * u.T @ trim(delta, density) for w, delta in parts]
     merged = np.zeros_like(votes[0])
     for place in np.ndindex(*merged.shape):
         sign = np.sign(sum(vote[place] for vote in votes))
-        agreeing = [k for k, vote in enumerate(votes) if sign and np.sign(vote[place]) == sign]
-        if agreeing:
-            mean = sum(votes[k][place] for k in agreeing) / sum(abs(weights[k]) for k in agreeing)
-            merged[place] = mean * sum(map(abs, weights))
+        merged[place] = sum(vote[place] for vote in votes if np.sign(vote[place]) == sign)
     assert np.allclose(blended([A, B], weights, "ties", density), u @ merged, atol=1e-12)
 
 
@@ -75,14 +82,13 @@ def test_ties_counts_a_missing_module_as_zeros() -> None:
 
 
 def test_magnitude_prune_is_the_sum_of_what_was_trimmed() -> None:
-    u, (one, other) = shared(dense(A), dense(B))
-    wanted = u @ (0.6 * trim(one, 0.3) - 2 * trim(other, 0.3))
+    wanted = 0.6 * trim(dense(A), 0.3) - 2 * trim(dense(B), 0.3)
     assert np.allclose(blended([A, B], [0.6, -2], "magnitude-prune", 0.3), wanted, atol=1e-12)
 
 
 def test_dare_drops_and_rescales() -> None:
-    u, (rows,) = shared(dense(A))
-    kept = u.T @ blended([A], [1.0], "dare", 0.4) / rows
+    u = left_vectors(dense(A))
+    kept = u.T @ blended([A], [1.0], "dare", 0.4) / (u.T @ dense(A))
     assert np.allclose(kept * (kept - 1 / 0.4), 0, atol=1e-9)  # each entry is gone, or 1 / 0.4 times itself
     assert 0 < np.isclose(kept, 0, atol=1e-9).mean() < 1
 
@@ -98,18 +104,58 @@ def test_dare_is_the_sum_on_average_and_a_function_of_its_seed() -> None:
 
 
 def test_coins_differ_by_seed_path_and_adapter_and_fall_as_often_as_asked() -> None:
-    had = coins(Options(0.3, 1), "unet.a", 5, (200, 50))
-    assert torch.equal(had, coins(Options(0.3, 1, (1, 2)), "unet.a", 5, (200, 50)))
-    for seed, path, mark in ((2, "unet.a", 5), (1, "unet.b", 5), (1, "unet.a", 6)):
-        assert not torch.equal(had, coins(Options(0.3, seed), path, mark, (200, 50)))
+    had = coins(Options(0.3, 1), "unet.a", "5 0", (200, 50))
+    assert torch.equal(had, coins(Options(0.3, 1, (1, 2)), "unet.a", "5 0", (300, 50))[:200])
+    for seed, path, name in ((2, "unet.a", "5 0"), (1, "unet.b", "5 0"), (1, "unet.a", "5 1")):
+        assert not torch.equal(had, coins(Options(0.3, seed), path, name, (200, 50)))
     assert float(had.double().mean()) == pytest.approx(0.3, abs=0.02)
 
 
-def test_trimmed_counts_within_each_layers_own_rank() -> None:
+@pytest.mark.parametrize("by", [0.0, 1e-4, 1e-3])
+def test_dare_tells_near_copies_apart_whatever_the_order_of_the_files(by: float) -> None:
+    pairs, weights = [A, near(A, by, 1), near(A, by, 2)], [0.5, 0.5, 0.7]
+    u = left_vectors(dense(A))
+    for k in (1, 2):  # with one mask for all, an entry would be gone or twice itself
+        kept = u.T @ blended([A, pairs[k]], [0.5, 0.5], "dare", 0.5) / (u.T @ dense(A))
+        assert 0.3 < np.isclose(kept, 1, atol=0.2).mean() < 0.7
+    had = blended(pairs, weights, "dare", 0.5)
+    for order in itertools.permutations(range(3)):
+        again = blended([pairs[k] for k in order], [weights[k] for k in order], "dare", 0.5)
+        assert np.allclose(had, again, atol=1e-9)
+
+
+def test_names_are_the_rounded_mark_and_the_place_by_weight_then_by_mark() -> None:
+    assert told_apart([0.5, 0.5, -0.7, 0], [7.1, 7.2, 7.3, 9.8]) == ["7 2", "7 1", "7 0", "10 0"]
+    assert told_apart([0.5, 0.7], [7.1, 7.2]) == ["7 1", "7 0"]
+
+
+@pytest.mark.parametrize("method", ["svd", "concat", "ties", "dare", "magnitude-prune"])
+@pytest.mark.parametrize("other", [pair(5, 2), near(A, 1e-3, 3)], ids=["another", "near copy"])
+def test_an_adapter_whose_weight_goes_to_0_goes_away_with_it(method: str, other: LoraPair) -> None:
+    density = 0.4 if "density" in METHODS[method].takes else 1.0
+    had = blended([A, B], [0.6, -0.4], method, density)
+    for weight in (0.0, 1e-9, -1e-9):
+        got = blended([other, A, B], [weight, 0.6, -0.4], method, density)
+        assert np.allclose(had, got, rtol=0, atol=1e-8), weight
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_that_stands_alone_counts_with_its_weight(method: str) -> None:
+    layers = Factored([{PATH: A, "unet.x": A}, {PATH: B}]).blend([0.05, 1], method)
+    assert np.allclose(dense(layers["unet.x"].cut.pair), 0.05 * dense(A), atol=1e-12)
+
+
+def test_what_another_adapter_weighs_and_holds_changes_nothing_in_what_is_kept_of_one() -> None:
+    for method in ("dare", "magnitude-prune"):
+        alone = [blended([one], [1.0], method, 0.4) for one in (A, B)]
+        assert np.allclose(blended([A, B], [1, -3], method, 0.4), alone[0] - 3 * alone[1], atol=1e-12)
+
+
+def test_trimmed_counts_within_each_deltas_own_rank() -> None:
     rows = torch.zeros(2, 1, 4, 5)
     rows[0] = torch.arange(1.0, 21).reshape(1, 4, 5)
     rows[1, :, :2] = torch.arange(1.0, 11).reshape(1, 2, 5)  # of rank 2: the other rows are nothing
-    assert [int((layer != 0).sum()) for layer in trimmed(rows, 0.5, [4, 2])] == [10, 5]
+    assert [int((layer != 0).sum()) for layer in trimmed(rows, 0.5, torch.tensor([[4], [2]]))] == [10, 5]
 
 
 def test_orthogonal_keeps_every_adapters_singular_values() -> None:

@@ -1,4 +1,4 @@
-"""Columns that are never stored: orthonormal, of the right space, and Householder's where Cholesky would lose the digits."""
+"""Columns that are never stored: orthonormal, of the right space, Householder's where Cholesky would lose digits."""
 
 from __future__ import annotations
 
@@ -49,6 +49,21 @@ def test_dependent_columns_are_householders(change: object) -> None:
     found = parts(4, 3)
     change(found)  # type: ignore[operator]
     assert isinstance(check(found), Tensor)
+
+
+@pytest.mark.parametrize(("condition", "kind"), [(30, Span), (1e4, Tensor), (1e8, Tensor)])
+def test_the_condition_decides_where_no_single_column_shows_it(condition: float, kind: type) -> None:
+    shear = torch.full((4, 4), condition**0.25).double().triu(1) + torch.eye(4)
+    found = [[part.double() @ shear for part in own] for own in parts(4)]
+    assert isinstance(check(found), kind)
+
+
+def test_how_long_columns_are_does_not_matter() -> None:
+    found = parts(4, 3)
+    for own in found:
+        own[0] *= 1e-6
+        own[1][:, 0] *= 1e5
+    assert isinstance(check(found), Span)
 
 
 def test_more_columns_than_rows() -> None:

@@ -35,6 +35,7 @@ CARRIED = (  # header entries, where all adapters have the same
     "modelspec.architecture", "modelspec.resolution", "modelspec.prediction_type", "modelspec.encoder_layer",
     "modelspec.license",
 )  # fmt: skip
+OF_OTHER_NUMBERS = ("stylora.equal_feel", "stylora.extract")  # what was measured of the adapter before it was cut
 OF_THE_FILE = ("ss_network_dim", "ss_network_alpha", "ss_output_name")  # what a resized file says anew
 
 
@@ -151,15 +152,17 @@ def blend(texts: Sequence[str], plan: Plan, out: Path, overwrite: bool = False, 
 def resize(
     text: str, plan: Plan, out: Path | None = None, overwrite: bool = False, faults: Sequence[str] = ()
 ) -> Blended:
-    """One adapter cut to a rank or a share of its energy, its header kept; `out` is beside it if not said.
+    """One adapter cut to a rank or a share of its energy; `out` is beside it if not said.
 
+    Its header is kept, but for what was measured of the numbers as they were.
     Raises one AdapterError with every fault.
     """
     if plan.rank is None and plan.energy is None:
         faults = [*faults, "neither --rank nor --energy says how far to cut"]
     made = blend([text], plan, out or _beside(text, plan), overwrite, faults)
     new = {key: made.adapter.info.metadata[key] for key in (certificate.KEY, *OF_THE_FILE)}
-    header = {**made.sources[0].adapter.info.metadata, **new}
+    kept = {k: v for k, v in made.sources[0].adapter.info.metadata.items() if k not in OF_OTHER_NUMBERS}
+    header = {**kept, **new}
     return replace(made, adapter=Adapter(made.adapter.pairs, AdapterInfo(header)))
 
 

@@ -57,17 +57,14 @@ class Factored:
             self.groups = [_factored(kind, paths, self.adapters) for kind, paths in pieces]
 
     @cached_property
-    def marks(self) -> tuple[int, ...]:
-        """A number for each adapter that speaks of its delta alone: the logarithm of its energy, in steps of 1/1024.
-
-        A digest won't do, as one delta has many pairs of factors, which are rounded differently.
-        """
+    def marks(self) -> tuple[float, ...]:
+        """A number for each adapter that speaks of its delta alone: 1024 times the logarithm of its energy."""
         sums = [0.0] * len(self.adapters)
         for group in self.groups:
             energies = group.cores.square().sum((0, 2, 3)).tolist()
             for place, part in zip(group.adapters, energies, strict=True):
                 sums[place] += part
-        return tuple(round(1024 * math.log(total)) if total else 0 for total in sums)
+        return tuple(1024 * math.log(total) if total else 0.0 for total in sums)
 
     @property
     def largest_rank(self) -> int:
@@ -97,7 +94,7 @@ class Factored:
             made = cuts(target.left, target.core, target.right, group.inputs, rank, share) if row.takes else []
             acts = own[:, list(group.adapters)].any(1)
             return {
-                path: Layer(made[k] if made else self._beside(path, own[k].tolist(), group.inputs), target.at(k))
+                path: Layer(made[k] if made else self._concatenated(path, own[k].tolist(), group.inputs), target.at(k))
                 for k, path in enumerate(group.paths)
                 if acts[k]
             }
@@ -106,10 +103,10 @@ class Factored:
             parts = [layers(group) for group in self.groups]
         return dict(sorted(item for part in parts for item in part.items()))
 
-    def _beside(self, path: str, weights: Sequence[float], inputs: Sequence[int]) -> Cut:
+    def _concatenated(self, path: str, weights: Sequence[float], inputs: Sequence[int]) -> Cut:
         """The exact sum, its factors the adapters' own; those of weight 0 are left out."""
         acting = [(pairs[path], w) for pairs, w in zip(self.adapters, weights, strict=True) if w and path in pairs]
-        pair = beside([pair for pair, _ in acting], [w for _, w in acting], inputs)
+        pair = concatenated([pair for pair, _ in acting], [w for _, w in acting], inputs)
         return Cut(pair, energy(pair), 0.0)
 
 
@@ -125,13 +122,13 @@ def one_thread() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def beside(pairs: Sequence[LoraPair], weights: Sequence[float], inputs: Sequence[int]) -> LoraPair:
-    """The weighted sum by concatenation, `down` and, where scales agree, `up` being the very numbers of the pairs.
+def concatenated(pairs: Sequence[LoraPair], weights: Sequence[float], inputs: Sequence[int]) -> LoraPair:
+    """The weighted sum, `down` and, where scales agree, `up` being the very numbers of the pairs.
 
-    alpha carries the largest weight * scale, so that half precision rounds as little as it can.
+    alpha carries the largest weight * scale, so that half precision rounds as little as it can; 1, where all are 0.
     """
     scales = [weight * pair.scale for pair, weight in zip(pairs, weights, strict=True)]
-    rank, largest = sum(pair.rank for pair in pairs), max(map(abs, scales))
+    rank, largest = sum(pair.rank for pair in pairs), max(map(abs, scales)) or 1.0
     up = torch.cat([pair.up.double().flatten(1) * (s / largest) for pair, s in zip(pairs, scales, strict=True)], 1)
     made = shaped(up, torch.cat([pair.down.double().flatten(1) for pair in pairs]), inputs)
     return LoraPair(made.down, made.up, largest * rank)
@@ -182,4 +179,4 @@ def _factored(kind: Kind, paths: Sequence[str], adapters: Sequence[Mapping[str, 
     sizes = [rank for _, rank in ranks]
     spans = zip(r_up.split(sizes, 2), r_down.split(sizes, 2), strict=True)
     cores = torch.stack([up @ down.mT for up, down in spans], 1) * scales[..., None, None]
-    return Group(tuple(paths), tuple(place for place, _ in ranks), inputs, left, cores, right)
+    return Group(tuple(paths), tuple(place for place, _ in ranks), tuple(sizes), inputs, left, cores, right)

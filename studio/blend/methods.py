@@ -9,7 +9,6 @@ Try it: python -c "from studio.blend.methods import *; [print(*row) for row in M
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from studio.blend.span import Columns, layer_of, stored
 from trainers.lora.algebra import matrices
 from trainers.lora.pair import LoraPair
 
-TINY = 1e-10  # of the largest singular value: directions below it are rounding
+TINY = 1e-10  # of an adapter's largest singular value: what is below it is rounding
 SAME = 1e-3  # singular vectors nearer than this are one: copies rounded to 16 bits differ by about 3e-4
 
 
@@ -30,6 +29,7 @@ class Group:
 
     paths: tuple[str, ...]
     adapters: tuple[int, ...]  # the places of those that act here
+    ranks: tuple[int, ...]  # theirs
     inputs: tuple[int, ...]  # (in,) or (in, kh, kw)
     left: Columns  # (n, out, k)
     cores: Tensor  # (n, a, k, l)
@@ -60,11 +60,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Options:
-    """What some methods ask for beside the weights; `marks` tell the adapters apart by content."""
+    """What some methods ask for beside the weights; `marks`, one for each adapter, speak of its content."""
 
     density: float = 1.0
     seed: int = 0
-    marks: tuple[int, ...] = ()
+    marks: tuple[float, ...] = ()
 
 
 # --- the methods: a group and weights (n, all adapters) in, targets out -----------------------------------------------
@@ -76,40 +76,40 @@ def weighted(group: Group, weights: Tensor, options: Options) -> Target:
 
 
 def ties(group: Group, weights: Tensor, options: Options) -> Target:
-    """TIES-merging (Yadav et al. 2023, algorithm 1): trim, elect sign, disjoint mean; lambda is the sum of |w_i|."""
-    left, rows, ranks = shared_rows(group, weights)
-    own = _here(group, weights)[..., None, None]
-    votes = own * trimmed(rows, options.density, ranks)  # (n, a, p, in)
+    """TIES-merging (Yadav et al. 2023, algorithm 1): trim, elect sign, add up those that have it, each with its weight.
+
+    A sum where the paper has a mean: it goes to 0 with a weight, and an adapter that stands alone counts w_i delta_i.
+    """
+    u, rows, ranks = own_rows(group)
+    joint = shared_basis(group, weights)
+    turned = (joint.mT[:, None] @ u) @ trimmed(rows, options.density, ranks)
+    votes = _here(group, weights)[..., None, None] * turned  # (n, a, p, in)
     elected = votes.sum(1, keepdim=True).sign()
-    agreeing = (votes.sign() == elected) & (elected != 0)
-    counted = (own.abs() * agreeing).sum(1)  # (n, p, in)
-    mean = (votes * agreeing).sum(1) / counted.where(counted > 0, 1)
-    return _from_rows(left, mean * weights.abs().sum(1)[:, None, None])
+    return _with_rows(group, joint, (votes * (votes.sign() == elected)).sum(1))
 
 
 def dare(group: Group, weights: Tensor, options: Options) -> Target:
     """DARE (Yu et al. 2024): drop entries at random, rescale the others by 1 / density, add up."""
-    left, rows, _ = shared_rows(group, weights)
-    keep = torch.stack(
-        [
-            torch.stack([coins(options, path, options.marks[i], rows.shape[2:]) for i in group.adapters])
-            for path in group.paths
-        ]
-    ).to(rows.device)
-    return _summed(group, weights, left, rows * keep / options.density)
+    u, rows, _ = own_rows(group)
+    keep = torch.empty_like(rows, dtype=torch.bool)
+    for layer, path in enumerate(group.paths):
+        names = told_apart(_here(group, weights)[layer].tolist(), [options.marks[i] for i in group.adapters])
+        for place, name in enumerate(names):
+            keep[layer, place] = coins(options, path, name, rows.shape[2:])
+    return _summed(group, weights, u, rows * keep / options.density)
 
 
 def magnitude_prune(group: Group, weights: Tensor, options: Options) -> Target:
     """Keep each adapter's largest entries, add up: the trim step of TIES alone."""
-    left, rows, ranks = shared_rows(group, weights)
-    return _summed(group, weights, left, trimmed(rows, options.density, ranks))
+    u, rows, ranks = own_rows(group)
+    return _summed(group, weights, u, trimmed(rows, options.density, ranks))
 
 
 def orthogonal(group: Group, weights: Tensor, options: Options) -> Target:
     """TSV-Merge (Gargiulo et al. 2025): all singular vectors, moved just enough to be orthonormal."""
     own = _here(group, weights)
     u, s, v = torch.linalg.svd(group.cores * (own != 0)[..., None, None], full_matrices=False)
-    real = s > TINY * s.amax((1, 2), keepdim=True)  # (n, a, m)
+    real = _real(group, s)
     sides = [(side * real[:, :, None]).transpose(1, 2).flatten(2) for side in (u, v.mT)]  # (n, k, a * m), (n, l, a * m)
     sizes = (own[..., None] * s).flatten(1)
     core = (_nearest_orthonormal(sides[0]) * sizes[:, None]) @ _nearest_orthonormal(sides[1]).mT
@@ -128,7 +128,6 @@ class Method:
 
 
 CUT = ("rank", "energy")
-BASIS = "basis: Stoica et al. 2024, *Model Merging with SVD to Tie the Knots*"
 METHODS = {
     "concat": Method("the exact sum; ranks add up", "D = Σ wᵢ Δᵢ", "Hu et al. 2021, *LoRA*, section 4.1", (), weighted),
     "svd": Method(
@@ -140,22 +139,23 @@ METHODS = {
     ),
     "ties": Method(
         "where adapters pull opposite ways, only the stronger side counts",
-        "Uᵀ D = λ · weighted mean of those trim(Uᵀ Δᵢ) that have the elected sign; λ = Σ abs(wᵢ)",
-        f"Yadav et al. 2023, *TIES-Merging: Resolving Interference When Merging Models*; {BASIS}",
+        "Uᵀ D = Σ wᵢ Uᵀ trim(Δᵢ), entry by entry over those that have the elected sign: that of the sum over all",
+        "Yadav et al. 2023, *TIES-Merging: Resolving Interference When Merging Models*; "
+        "basis: Stoica et al. 2024, *Model Merging with SVD to Tie the Knots*",
         (*CUT, "density"),
         ties,
     ),
     "dare": Method(
         "entries dropped at random, the others rescaled",
-        "Uᵀ D = Σ wᵢ mᵢ ⊙ Uᵀ Δᵢ / density; mᵢ = 1 with probability density, else 0",
-        f"Yu et al. 2024, *Language Models are Super Mario*; {BASIS}",
+        "D = Σ wᵢ Uᵢ (mᵢ ⊙ Uᵢᵀ Δᵢ) / density; mᵢ = 1 with probability density, else 0",
+        "Yu et al. 2024, *Language Models are Super Mario*",
         (*CUT, "density", "seed"),
         dare,
     ),
     "magnitude-prune": Method(
         "the sum of each adapter's largest entries",
-        "Uᵀ D = Σ wᵢ trim(Uᵀ Δᵢ)",
-        f"Yadav et al. 2023, the first step alone; {BASIS}",
+        "D = Σ wᵢ trim(Δᵢ); trim(Δᵢ) = Uᵢ · (the largest entries of Uᵢᵀ Δᵢ)",
+        "Yadav et al. 2023, the first step alone",
         (*CUT, "density"),
         magnitude_prune,
     ),
@@ -172,34 +172,62 @@ METHODS = {
 # --- their parts ------------------------------------------------------------------------------------------------------
 
 
-def shared_rows(group: Group, weights: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    """The basis of KnOTS (Stoica et al. 2024): U of the SVD of [delta_1 … delta_a], those of weight 0 left out.
+def own_rows(group: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """u (n, a, k, m), rows (n, a, m, in), ranks (n, a): delta_i = left @ u_i @ rows_i, u_i its left singular vectors.
 
-    left = U (n, out, p); rows = U^T delta_i (n, a, p, in); n ranks, the rows beyond which are nothing but rounding.
-    U is unique but for its columns' signs, and they turn an entry for all adapters alike.
+    They depend on that delta alone, but for the columns' signs; m is the largest rank, rows beyond an own rank are 0.
     """
-    cores = group.cores * (_here(group, weights) != 0)[..., None, None]
-    u, s, _ = torch.linalg.svd(cores.transpose(1, 2).flatten(2), full_matrices=False)  # u (n, k, p)
-    inner = (u.mT[:, None] @ cores).flatten(1, 2)  # (n, a * p, l)
-    rows = (group.right @ inner.mT).mT.unflatten(1, cores.shape[1:2] + u.shape[2:])
-    return group.left @ u, rows, [int(count) for count in (s > TINY * s[:, :1]).sum(1)]
+    u, s, v = torch.linalg.svd(group.cores, full_matrices=False)
+    most, real = min(max(group.ranks), s.shape[2]), _real(group, s)
+    inner = ((s * real)[..., None] * v)[:, :, :most]  # (n, a, m, l)
+    rows = (group.right @ inner.flatten(1, 2).mT).mT.unflatten(1, inner.shape[1:3])
+    return u[..., :most], rows, real.sum(2)
 
 
-def trimmed(rows: Tensor, density: float, ranks: Sequence[int]) -> Tensor:
-    """rows (n, a, p, in) with all but the largest `density` of each adapter's entries set to 0, layer by layer."""
+def _real(group: Group, s: Tensor) -> Tensor:
+    """Which singular values (n, a, m) of the cores are more than rounding: no more than the factors' rank."""
+    ranks = torch.tensor(group.ranks, device=s.device)[:, None]
+    return (s > TINY * s[..., :1]) & (torch.arange(s.shape[2], device=s.device) < ranks)
+
+
+def shared_basis(group: Group, weights: Tensor) -> Tensor:
+    """u (n, k, p), left @ u being the left singular vectors of [w_1 delta_1 … w_a delta_a], unique but for their signs.
+
+    The basis of KnOTS (Stoica et al. 2024) of the weighted deltas, so that it hardly turns by one of little weight.
+    """
+    cores = group.cores * _here(group, weights)[..., None, None]
+    u: Tensor = torch.linalg.svd(cores.transpose(1, 2).flatten(2), full_matrices=False).U
+    return u
+
+
+def trimmed(rows: Tensor, density: float, ranks: Tensor) -> Tensor:
+    """rows (n, a, m, in) without all but the largest `density` of each adapter's rank * in entries, layer by layer."""
     if density >= 1:
         return rows
-    sizes = rows.abs().flatten(2)  # (n, a, p * in)
-    limits = torch.zeros_like(sizes[..., 0])
-    for layer, rank in enumerate(ranks):
-        keep = max(1, math.ceil(density * rank * rows.shape[3]))
-        limits[layer] = sizes[layer].kthvalue(sizes.shape[2] - keep + 1, dim=1).values
-    return rows * (rows.abs() >= limits[..., None, None])
+    sizes = rows.abs()
+    keep = (density * ranks * rows.shape[3]).ceil().long().clamp(min=1)
+    limits = sizes.flatten(2).sort(2, descending=True).values.gather(2, keep[..., None] - 1)
+    return rows * (sizes >= limits[..., None])
 
 
-def coins(options: Options, path: str, mark: int, shape: Sequence[int]) -> Tensor:
-    """True with probability `density`: a pure function of the seed, the module's path and the adapter's content."""
-    text = f"{options.seed} {path} {mark}".encode()
+def told_apart(weights: Sequence[float], marks: Sequence[float]) -> list[str]:
+    """A name for each adapter of a layer: its rounded mark, and its place among those that have the same there.
+
+    Rounded, as one delta has many pairs of factors, which no file holds exactly. The larger weight comes first, then
+    the larger mark: neither the order of the files counts, nor, for the others, one whose weight goes to 0.
+    """
+    order = sorted(range(len(marks)), key=lambda i: (-abs(weights[i]), -round(marks[i], 6), -weights[i]))
+    alike = [round(marks[i]) for i in order]
+    names = {i: f"{mark} {alike[:place].count(mark)}" for place, (i, mark) in enumerate(zip(order, alike, strict=True))}
+    return [names[i] for i in range(len(marks))]
+
+
+def coins(options: Options, path: str, name: str, shape: Sequence[int]) -> Tensor:
+    """True with probability `density`: a pure function of the seed, the module's path and the adapter's name.
+
+    More rows change nothing in the first ones.
+    """
+    text = f"{options.seed} {path} {name}".encode()
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
     return torch.rand(*shape, generator=generator, dtype=torch.float64) < options.density
 
@@ -209,14 +237,16 @@ def _here(group: Group, weights: Tensor) -> Tensor:
     return weights[:, list(group.adapters)]
 
 
-def _summed(group: Group, weights: Tensor, left: Tensor, rows: Tensor) -> Target:
-    return _from_rows(left, torch.einsum("na,napi->npi", _here(group, weights), rows))
+def _summed(group: Group, weights: Tensor, u: Tensor, rows: Tensor) -> Target:
+    """sum of w_i left @ u_i @ rows_i."""
+    own = u * _here(group, weights)[..., None, None]
+    return _with_rows(group, own.transpose(1, 2).flatten(2), rows.flatten(1, 2))
 
 
-def _from_rows(left: Tensor, rows: Tensor) -> Target:
-    """left (n, out, p) @ rows (n, p, in), the rows in an orthonormal basis of their own."""
+def _with_rows(group: Group, u: Tensor, rows: Tensor) -> Target:
+    """left @ u (n, k, p) @ rows (n, p, in), the rows in an orthonormal basis of their own."""
     right, core = torch.linalg.qr(rows.mT)
-    return Target(left, core.mT, right)
+    return Target(group.left, u @ core.mT, right)
 
 
 def _nearest_orthonormal(columns: Tensor) -> Tensor:
