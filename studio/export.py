@@ -60,7 +60,7 @@ def export(
 ) -> Exported:
     """Write the adapter in the format `to`. AdapterError: it can't be read whole, or the place is taken; see DTYPES."""
     if faults := _unknown(to, dtype):
-        raise AdapterError("this export can't be done", faults)
+        raise AdapterError("this export can't be done", faults, "`stylora export --help` says what is meant")
     out = out or default_out(path, to)
     if out.exists() and not overwrite:
         raise AdapterError(f"{out} exists", next_step="name another --out, or add --overwrite")
@@ -69,6 +69,11 @@ def export(
     if any(entry.verdict == "converted" for entry in reading.entries):
         adapter = replace(adapter, info=replace(adapter.info, metadata=_header(adapter, reading.entries)))
     kind = DTYPES[dtype] if dtype else widest(adapter)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AdapterError(f"{out}: can't be written: {reason}", next_step="name another --out") from None
     with _room(out, to):
         return Exported(adapter.save(out, to, kind), kind, adapter, reading.entries)
 

@@ -190,7 +190,7 @@ def test_every_fault_is_told_at_once(ink: Path, tmp_path: Path) -> None:
 
 
 def test_ranks_above_the_possible_and_options_of_other_methods(ink: Path, neon: Path, tmp_path: Path) -> None:
-    assert "rank: got 8, but no layer of this blend can have more than 7" in faults_of(
+    assert "rank: got 8, but no layer can have more than 7" in faults_of(
         [str(ink), str(neon)], Plan(rank=8), tmp_path / "x"
     )
     said = faults_of([str(ink)], Plan("concat", rank=2, density=0.5, seed=1), tmp_path / "x")

@@ -77,3 +77,16 @@ def test_faults_come_all_at_once_and_nothing_is_written(folder: Path) -> None:
     for part in ("'x' is no weight", "gone", "'mean'", "rank: got 0", "a.jpg", "Next:"):
         assert part in err
     assert sorted(folder.iterdir()) == had
+
+
+def test_the_same_adapter_twice_is_told_and_an_odd_name_refused(folder: Path) -> None:
+    code, out, _ = run("blend", "ink.safetensors", "ink.safetensors:0.5", "--out", "twice.safetensors")
+    assert code == 0
+    assert "ink and ink are the same adapter: it goes in with the sum of their weights" in out
+    code, _, said = run("blend", "ink.safetensors", "neon.safetensors", "--out", "ab.txt")
+    assert (code, "ab.txt: an adapter is written as ….safetensors" in said) == (1, True)
+
+
+def test_resize_without_a_rank_speaks_of_nothing_else(folder: Path) -> None:
+    code, _, said = run("resize", "ink.safetensors")
+    assert (code, "neither --rank nor --energy" in said, "overwrite" in said) == (1, True, False)

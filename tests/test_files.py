@@ -153,15 +153,15 @@ def test_export_writes_beside_the_file(path: Path, tmp_path: Path) -> None:
     assert (result.exit_code, "ink.peft" in result.output) == (0, True)
     assert run("export", path, "--to", "peft").exit_code == 1
     assert run("export", path, "--to", "peft", "--overwrite").exit_code == 0
-    back = run("export", tmp_path / "ink.peft", "--to", "kohya", "--out", tmp_path / "back")
-    assert (back.exit_code, (tmp_path / "back").read_bytes() == path.read_bytes()) == (0, True)
+    back = run("export", tmp_path / "ink.peft", "--to", "kohya", "--out", tmp_path / "back.safetensors")
+    assert (back.exit_code, (tmp_path / "back.safetensors").read_bytes() == path.read_bytes()) == (0, True)
 
 
 def test_export_with_dtype_and_rank(path: Path, tmp_path: Path) -> None:
-    result = run("export", path, "--to", "diffusers", "--dtype", "bf16", "--rank", "1", "--out", tmp_path / "x")
+    result = run("export", path, "--to", "diffusers", "--dtype", "bf16", "--rank", "1", "--out", tmp_path / "new" / "x.safetensors")
     assert "bfloat16" in result.output
     assert "converted: LoRA, cut to rank 1:" in result.output
-    assert {t.dtype for t in load_file(tmp_path / "x").values()} == {torch.bfloat16}
+    assert {t.dtype for t in load_file(tmp_path / "new" / "x.safetensors").values()} == {torch.bfloat16}
 
 
 def test_export_converts_dora_with_the_base(path: Path, shapes: dict[str, Shape]) -> None:
@@ -184,3 +184,10 @@ def test_a_run_folder_stands_for_its_adapter(path: Path, tmp_path: Path) -> None
         assert "ink" in result.output
     (folder / "report.json").unlink()
     assert "holds no finished run and no PEFT adapter" in run("info", folder).stderr
+
+
+def test_an_adapter_file_is_called_so(path: Path, tmp_path: Path) -> None:
+    result = run("export", path, "--to", "kohya", "--out", tmp_path / "x.txt")
+    assert result.exit_code == 1
+    assert "written as .safetensors" in result.stderr
+    assert not (tmp_path / "x.txt").exists()

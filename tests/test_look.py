@@ -139,3 +139,8 @@ def test_anatomy_reads_dora_where_the_base_is_given(tmp_path: Path, tiny_base: P
     save_file(tensors, path)
     assert "no base was given" in run("anatomy", path, code=1).stderr
     assert "anatomy of dora" in run("anatomy", path, "--base", tiny_base).output
+
+
+def test_anatomy_fits_a_terminal_of_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.console.PIPE_WIDTH", 80)
+    assert "…" not in run("anatomy", planted(tmp_path / "ink.safetensors")).output

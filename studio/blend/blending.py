@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,15 @@ class Blended:
 
     def notes(self) -> list[str]:
         """What a person should know of these adapters together."""
+        contents = [(source.use.title, content_digest(source.adapter)) for source in self.sources]
+        twins = [
+            f"{a} and {b} are the same adapter: it goes in with the sum of their weights"
+            for (a, one), (b, other) in combinations(contents, 2)
+            if one == other
+        ]
+        return twins + self._base_notes()
+
+    def _base_notes(self) -> list[str]:
         digests = [(source.use.title, source.adapter.info.base_digest) for source in self.sources]
         if len({known for _, known in digests} - {""}) > 1:
             bases = ", ".join(f"{name} on {known[:12] or 'an unknown one'}" for name, known in digests)
@@ -141,11 +151,13 @@ def blend(texts: Sequence[str], plan: Plan, out: Path, overwrite: bool = False, 
         with noting(faults):
             factored = Factored([source.adapter.pairs for source in sources])
     if factored and plan.rank and plan.rank > factored.largest_rank:
-        faults.append(f"rank: got {plan.rank}, but no layer of this blend can have more than {factored.largest_rank}")
+        faults.append(f"rank: got {plan.rank}, but no layer can have more than {factored.largest_rank}")
     if sources and not any(source.use.gain.at(path) for source in sources for path in source.adapter.pairs):
         faults.append("every weight is 0")
     if faults or factored is None:
-        raise AdapterError("nothing was written", faults, "`--help` says what is meant")
+        raise AdapterError(
+            "nothing was written", faults, "`stylora blend --help`, `stylora resize --help` say what is meant"
+        )
     return _made(tuple(sources), factored, plan, out)
 
 
@@ -172,7 +184,8 @@ def _beside(text: str, plan: Plan) -> Path:
     with contextlib.suppress(StyloraError):  # `blend` says what is wrong with it
         path = parse_use(text).path
     said = {"rank": plan.rank, "energy": plan.energy}
-    stem = "-".join([path.stem, *(f"{name}{value}" for name, value in said.items() if value is not None)])
+    cuts = [f"{name}{value}" for name, value in said.items() if value is not None] or ["resized"]
+    stem = "-".join([path.stem, *cuts])
     return path.with_name(stem + (".safetensors" if plan.format != "peft" else ""))
 
 
@@ -181,6 +194,12 @@ def out_faults(out: Path | None, overwrite: bool) -> list[str]:
     if out is None or not out.exists() or (overwrite and out.is_file()):
         return []
     return [f"{out}: is a folder" if out.is_dir() else f"{out}: exists; add --overwrite to write over it"]
+
+
+def name_faults(out: Path | None, format: str) -> list[str]:
+    """A file that other tools find as what it is: `.safetensors`; a PEFT folder may have any name."""
+    odd = out and format in FORMATS and FORMATS[format].kind == "file" and out.suffix != ".safetensors"
+    return [f"{out}: an adapter is written as ….safetensors"] if odd else []
 
 
 def plot_faults(plot: Path | None, overwrite: bool) -> list[str]:

@@ -56,7 +56,8 @@ def blend(
     from studio.blend import blending
 
     plan = blending.Plan(method, rank, energy, density, seed, dtype, format)
-    _write(blending.blend(adapters, plan, out, overwrite, blending.plot_faults(plot, overwrite)), plot, as_json)
+    faults = [*blending.name_faults(out, format), *blending.plot_faults(plot, overwrite)]
+    _write(blending.blend(adapters, plan, out, overwrite, faults), plot, as_json)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -77,7 +78,8 @@ def resize(
     from studio.blend import blending
 
     plan = blending.Plan("svd", rank, energy, dtype=dtype, format=format)
-    _write(blending.resize(adapter, plan, out, overwrite, blending.plot_faults(plot, overwrite)), plot, as_json)
+    faults = [*blending.name_faults(out, format), *blending.plot_faults(plot, overwrite)]
+    _write(blending.resize(adapter, plan, out, overwrite, faults), plot, as_json)
 
 
 def _write(made: Blended, plot: Path | None, as_json: bool) -> None:

@@ -183,6 +183,8 @@ def export(
     """Write an adapter in another tool's format; LoHa, LoKr and the like become plain LoRA."""
     from studio.export import export as write
 
+    if out and to in ("kohya", "diffusers") and out.suffix != ".safetensors":
+        raise AdapterError(f"--out {out}: an adapter is written as .safetensors", next_step=f"use {out}.safetensors")
     weight_of = None
     if base:
         from studio.merge.weights import open_base

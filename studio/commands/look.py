@@ -58,17 +58,18 @@ def anatomy(
         return tell({"adapter": str(file), "base": base, "blocks": [asdict(part) for part in found]})
     ranks = sorted({min(rank, found[-1].rank) for rank in SHOWN})
     columns = ("block", "modules", "norm", *(["of the base"] if base else []), "effective rank", "95 % at rank",
-               "99 % at rank", "in every module", *(f"kept at {rank}" for rank in ranks))  # fmt: skip
-    table(f"anatomy of {name}", columns, [_anatomy_row(part, ranks) for part in found])
+               "99 % at rank", "in every module")  # fmt: skip
+    table(f"anatomy of {name}", columns, [_anatomy_row(part) for part in found])
+    kept = [[part.block, *(f"{part.kept[min(rank, part.rank) - 1]:.1%}" for rank in ranks)] for part in found]
+    table("energy kept when cut to a rank", ("block", *(f"rank {rank}" for rank in ranks)), kept)
     say(_rank_advice(file, found[-1]))
 
 
-def _anatomy_row(part: Part, ranks: Sequence[int]) -> list[str]:
+def _anatomy_row(part: Part) -> list[str]:
     relative = [] if part.relative is None else [f"{part.relative:.2%}"]
     needed = part.needed[0.95], part.needed[0.99], part.needed_by_all[0.99]
-    kept = [f"{part.kept[min(rank, part.rank) - 1]:.1%}" for rank in ranks]
     return [part.block, str(part.modules), f"{part.norm:.3f}", *relative, f"{part.effective_rank:.1f}",
-            *map(str, needed), *kept]  # fmt: skip
+            *map(str, needed)]  # fmt: skip
 
 
 def _rank_advice(file: Path, total: Part) -> str:
