@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from drawing import largest, pixels, wild
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 from test_console import on_terminal
 from typer.testing import CliRunner
@@ -51,6 +52,13 @@ def shown(*words: str, code: int = 0) -> Any:
     result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
     assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
     return result
+
+
+def carrying(text: str, picture: Image.Image) -> None:
+    """b.png: the picture, with this text for its recipe."""
+    info = PngInfo()
+    info.add_text(recipes.CHUNK, text)
+    picture.save("b.png", pnginfo=info)
 
 
 # --- again -----------------------------------------------------------------------------------------------------------
@@ -120,15 +128,57 @@ def test_other_pixels_are_told_and_the_new_picture_is_there(common: list[str]) -
         text = picture.info[recipes.CHUNK]
         touched = picture.copy()
     ImageDraw.Draw(touched).rectangle((0, 0, 1, 1), fill="white")
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text(recipes.CHUNK, text.replace("threads", "hands"))
-    touched.save("b.png", pnginfo=info)
+    carrying(text.replace("threads", "hands"), touched)
     told = shown("again", "b.png", code=1).stdout
     assert re.search(r"b-again\.png 4 of 256 pixels differ, by \d+ of 255 at the most", told)
     assert re.search(r"drawn with .* hands\n.*and now with .* threads", told)
     assert largest(Path("a.png"), Path("b-again.png")) == 0
+
+
+def test_a_picture_that_tells_names_alone(common: list[str], tiny_base: Path, place: Path) -> None:
+    shown("generate", *common, "--out", "a.png")
+    text = recipes.text_of(Path("a.png"))
+    (place / "shelf").mkdir()
+    for name in ("ink", "neon"):
+        Path(f"{name}.safetensors").rename(f"shelf/{name}.safetensors")
+    with Image.open("a.png") as picture:
+        carrying(re.sub(r'base = ".*"', 'base = "./tiny-base"', text), picture)
+    message = shown("again", "b.png", code=1).stderr
+    assert "base ./tiny-base: not there, seen from the picture; say where it is with --base" in message
+    assert message.count("say where it is with --adapters FOLDER") == 2
+    assert message.count("no such file") == 2
+    assert "Next: `stylora again --help`" in message
+    assert "same pixels" in shown("again", "b.png", "--adapters", "shelf", "--base", str(tiny_base)).stdout
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ('["gone.safetensors:0.8"]', "gone.safetensors: there is no such file"),
+        ("[{weight = 1}]", 'write file = "…"'),
+        ("[{file = 3}]", "file: got 3"),
+        ('[{file = "gone", sha256 = 3}]', "gone: there is no such file"),
+        ("[3]", "adapter: got 3"),
+        ('"ink.safetensors"', "adapter: got 'ink.safetensors', wanted a list"),
+        ("3", "adapter: got 3, wanted a list"),
+        ("{file = 3}", "wanted a list"),
+    ],
+)
+def test_adapters_that_are_none_are_told(place: Path, adapter: str, said: str) -> None:
+    carrying(f'prompt = "a"\nbase = 3\nadapter = {adapter}', Image.new("RGB", (8, 8)))
+    message = shown("again", "b.png", "--adapters", ".", code=1).stderr
+    assert said in message
+    assert "base: got 3" in message
+
+
+def test_adapters_written_as_text_are_drawn_again(common: list[str], tiny_base: Path) -> None:
+    shown("generate", *common[:4], *common[6:], "--out", "a.png")
+    text = recipes.text_of(Path("a.png"))
+    head, made = text.split("[[adapter]]")[0], text[text.index("[digests]") :]
+    rest = f'adapter = ["ink.safetensors{GAINS}"]\n\n'
+    with Image.open("a.png") as picture:
+        carrying(head + rest + made, picture)
+    assert "same pixels" in shown("again", "b.png").stdout
 
 
 def test_compare() -> None:

@@ -25,12 +25,12 @@ def test_the_factors_are_multiplied() -> None:
     assert gain.at(PROJ, 0.0) == 0.0
 
 
-def test_the_text_encoder_has_its_own_weight_and_sees_the_schedules_start() -> None:
+def test_the_text_encoder_has_its_own_weight_and_no_schedule() -> None:
     assert Gain(0.8).at(TEXT) == 0.8
     assert Gain(0.8, 0.0).at(TEXT) == 0.0
-    fading = Gain(0.8, 0.5, schedule=((0.0, 1.0), (1.0, 0.0)))
-    assert fading.at(TEXT, 0.9) == 0.5
-    assert math.isclose(fading.at(TO_Q, 0.9), 0.08)
+    late = Gain(0.8, 0.5, {"BASE": 3.0}, ((0.0, 0.0), (1.0, 1.0)))
+    assert [late.at(TEXT, place) for place in (0.0, 0.9)] == [1.5, 1.5]
+    assert math.isclose(late.at(TO_Q, 0.9), 0.72)
 
 
 def test_a_row_holds_the_gains_of_all_blocks() -> None:

@@ -15,7 +15,7 @@ from studio.draw import generate
 from studio.draw.recipe import Recipe
 from studio.draw.use import Use
 from trainers.errors import AdapterError, BaseError, ConfigError
-from trainers.families.stable_diffusion import StableDiffusion
+from trainers.families.stable_diffusion import SAMPLERS, StableDiffusion
 from trainers.lora.adapter import Adapter, content_digest, digest
 from trainers.lora.gains import Gain
 from trainers.lora.pair import LoraPair
@@ -71,20 +71,34 @@ def test_every_part_of_a_gain_is_seen(easel: generate.Easel, quick: Recipe) -> N
             assert apart(one, other) > 2, cells[k]
 
 
-def test_a_schedule_follows_the_steps(easel: generate.Easel, quick: Recipe) -> None:
-    seen: list[float] = []
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_schedule_follows_the_steps(easel: generate.Easel, quick: Recipe, sampler: str) -> None:
+    """Each call of the UNet sees the gains of its timestep's place, also where one timestep is called twice."""
+    seen: list[tuple[float, float]] = []  # (timestep, the schedule's place as the rack's own numbers tell it)
     rack = easel.rack
-    first = next(iter(rack.parts["unet"].modules()))
-    hook = first.register_forward_pre_hook(lambda *_: seen.append(place[0]))
-    place = [-1.0]
-    at, rack.at = rack.at, lambda value: (place.__setitem__(0, value), at(value))[1]  # type: ignore[method-assign]
+
+    def note(_: Any, given: tuple[Any, ...]) -> None:
+        seen.append((float(given[1]), rack._table()[0, -1].item()))
+
+    hook = rack.parts["unet"].register_forward_pre_hook(note)
     try:
-        place[0] = 0.0
-        drawn(easel, replace(quick, steps=4))
+        drawn(easel, with_gain(replace(quick, steps=8, sampler=sampler), Gain(schedule=((0, 0), (1, 1)))))
     finally:
-        del rack.at
         hook.remove()
-    assert seen == [0.0, 0.25, 0.5, 0.75]
+    timesteps = list(dict.fromkeys(timestep for timestep, _ in seen))
+    assert len(timesteps) == 8
+    assert len(seen) == (9 if sampler == "pndm" else 8)
+    assert seen == [(timestep, timesteps.index(timestep) / 8) for timestep, _ in seen]
+
+
+def test_a_schedule_leaves_the_text_encoder_its_weight(easel: generate.Easel, quick: Recipe) -> None:
+    late = ((0.0, 0.0), (1.0, 0.0))
+    never, bare = Gain(schedule=late), Gain(schedule=late, text_encoder=0.0)
+    text_only, nothing = Gain(0.0, 1.0), Gain(0.0)
+    made = drawn(easel, *(with_gain(quick, gain) for gain in (never, bare, text_only, nothing)))
+    assert apart(made[0], made[2]) <= 1
+    assert apart(made[1], made[3]) <= 1
+    assert apart(made[0], made[1]) > 2
 
 
 def test_two_halves_are_one_whole(tiny_base: Path, easel: generate.Easel, quick: Recipe, tmp_path: Path) -> None:
@@ -140,11 +154,36 @@ def test_digests_are_promises(easel: generate.Easel, quick: Recipe, ink: Path, t
     assert known.adapters[0].sha256 == digest(ink)
     assert known.digests["unet"] == StableDiffusion(tiny_base).digest("unet")
     assert generate.load(known, "cpu").recipe == known
-    with pytest.raises(AdapterError, match="not the adapter of the recipe"):
-        generate.load(replace(known, adapters=(replace(known.adapters[0], digest="0" * 64),)), "cpu")
     with pytest.raises(BaseError) as caught:
         generate.load(replace(known, digests=known.digests | {"vae": "0", "unet": "1"}), "cpu")
     assert len(caught.value.faults) == 2
+
+
+@pytest.mark.parametrize(
+    ("digest", "sha256", "other"),
+    [
+        (True, True, ""),
+        (False, True, ""),  # DoRA's conversion rounds otherwise elsewhere
+        (True, False, ""),  # another header
+        (None, True, ""),
+        (True, None, ""),
+        (False, False, "digest"),
+        (False, None, "digest"),
+        (None, False, "sha256"),
+    ],
+)
+def test_the_same_file_or_the_same_numbers_keep_a_promise(
+    easel: generate.Easel, digest: bool | None, sha256: bool | None, other: str
+) -> None:
+    use = easel.recipe.adapters[0]
+    pinned = {None: "", False: "0" * 64}
+    wanted = replace(use, digest=pinned.get(digest, use.digest), sha256=pinned.get(sha256, use.sha256))
+    recipe = replace(easel.recipe, adapters=(wanted,))
+    if not other:
+        assert generate.load(recipe, "cpu").recipe == easel.recipe
+        return
+    with pytest.raises(AdapterError, match=f"not the adapter of the recipe: its {other} is .*, wanted 000000000000"):
+        generate.load(recipe, "cpu")
 
 
 def test_a_size_the_base_cannot_do_is_refused_before_it_is_loaded(

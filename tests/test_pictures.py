@@ -83,7 +83,8 @@ def test_the_png_says_how_it_was_made(tmp_path: Path) -> None:
     place = located(tmp_path)
     for name in ("ink.safetensors", "b.safetensors"):
         (place / name).write_bytes(b"")
-    made = picture(place)
+    (place / "my-base").mkdir()
+    made = picture(place, base=str(place / "my-base"))
     write(place / "new" / "a.png", made)
     with Image.open(place / "new" / "a.png") as opened:
         prompt, negative, fields = parsed(opened.info["parameters"])
@@ -103,6 +104,18 @@ def test_the_png_says_how_it_was_made(tmp_path: Path) -> None:
     assert recipes.read(place / "new" / "a.png") == made.recipe
     write_recipe(place / "a.toml", made.recipe)
     assert recipes.read(place / "a.toml") == Recipe(**{**vars(made.recipe), "made": None})
+
+
+def test_no_png_tells_where_files_lie(tmp_path: Path) -> None:
+    made = picture(Path("/elsewhere/person"))
+    write(tmp_path / "a.png", made)
+    with Image.open(tmp_path / "a.png") as opened:
+        texts = "\n".join(map(str, opened.info.values()))
+    assert 'file = "ink.safetensors"' in texts
+    assert 'base = "./my-base"' in texts
+    assert not [word for word in ("elsewhere", "person", "/bases", str(tmp_path)) if word in texts]
+    write_recipe(tmp_path / "a.toml", made.recipe)
+    assert 'file = "/elsewhere/person/ink.safetensors"' in (tmp_path / "a.toml").read_text()
 
 
 def test_any_script_and_always_the_same_bytes(tmp_path: Path) -> None:

@@ -43,6 +43,12 @@ def test_what_is_written_is_read_back(place: Path) -> None:
     assert 'file = "../ink.safetensors"' in text  # so that the folders can move together
 
 
+def test_a_base_in_a_folder_is_never_taken_for_a_hub_id(place: Path) -> None:
+    recipe = Recipe("a", base=str(place / "bases" / "mine"))
+    for folder, said in ((place, "./bases/mine"), (place / "bases", "./mine"), (place / "recipes", "../bases/mine")):
+        assert f'base = "{said}"' in write(recipe, folder)
+
+
 def test_a_recipe_by_hand(place: Path) -> None:
     file = place / "blend.toml"
     file.write_text(
@@ -72,9 +78,12 @@ def test_pictures_have_seeds_of_their_own() -> None:
 def test_all_faults_at_once(place: Path) -> None:
     file = place / "a.toml"
     file.write_text('promt = "a"\nsteps = "x"\nsize = "8"\n[[adapter]]\nwait = 1\n[grid]\nz = 1\n[made]\nplace = 1')
-    with pytest.raises(ConfigError) as caught:
-        read(file, {"seed": -1, "adapter": ["gone:0.8", "ink:x"]})
-    faults = "\n".join(caught.value.faults)
+    with pytest.raises(ConfigError) as one:
+        read(file, {"seed": -1})
+    with pytest.raises(ConfigError) as other:
+        read(file, {"adapter": ["gone:0.8", "ink:x"]})
+    faults = "\n".join(one.value.faults + other.value.faults)
+    assert "wait" not in "".join(other.value.faults)  # flags win
     for said in ("nearest is prompt", "steps: got 'x'", "size 8: wanted", "nearest is weight", 'write file = "…"',
                  "grid.z: no such key", "seed: got -1", "gone: there is no such file", "'x' is no weight",
                  "prompt: missing", "place 1 of 1"):  # fmt: skip

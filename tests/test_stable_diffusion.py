@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from trainers.errors import BaseError
 from trainers.families.base import Example
-from trainers.families.stable_diffusion import SAMPLERS, StableDiffusion
+from trainers.families.stable_diffusion import SAMPLERS, StableDiffusion, steps_over
 
 UNET, VAE = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))
 TEXT = "text_encoder/model.safetensors"
@@ -271,6 +271,21 @@ def test_sizes_and_progress(family: StableDiffusion) -> None:
     assert family.sample(["a"], [0], steps=1)[0].size == (16, 16)
     assert told[-1] == (3, 3)
     assert max(step for step, _ in told) == 3
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "steps", "over"),
+    [
+        ([9, 5, 1], 3, [1, 2, 3]),
+        ([9, 5, 5, 1], 3, [1, 1, 2, 3]),  # PNDM
+        ([9, 5, 5, 1, 1], 3, [1, 1, 2, 2, 3]),  # Heun
+        ([9, 7, 5, 3, 1], 3, [0, 1, 1, 2, 3]),  # KDPM2: a timestep between each two
+        ([9, 1, 1, 1], 4, [1, 2, 3, 4]),  # Karras' sigmas, rounded
+        ([9], 1, [1]),
+    ],
+)
+def test_steps_that_are_over(timesteps: list[float], steps: int, over: list[int]) -> None:
+    assert [steps_over(timesteps, call, steps) for call in range(len(timesteps))] == over
 
 
 def test_modes_are_what_they_were(tiny_base: Path) -> None:

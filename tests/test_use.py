@@ -93,4 +93,7 @@ def test_all_faults_of_a_use() -> None:
 def test_paths_in_files(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     assert written(tmp_path / "adapters" / "ink.safetensors", folder) == "../adapters/ink.safetensors"
-    assert written(Path("/elsewhere/ink.safetensors"), folder) == "/elsewhere/ink.safetensors"
+    far = Path("/elsewhere/ink.safetensors")
+    assert written(far, folder) == to_table(Use(far), folder)["file"] == "/elsewhere/ink.safetensors"
+    assert written(far, folder, absolute=False) == "ink.safetensors"
+    assert to_table(Use(far), folder, absolute=False)["file"] == "ink.safetensors"

@@ -30,7 +30,8 @@ Adapters = Annotated[
         "--adapter",
         metavar="FILE[:WEIGHT]",
         help="adapter file, run or PEFT folder; may be repeated; more of it after FILE, in any order: "
-        ":0.8 :te=0.4 :blocks=IN00-IN05=0.5,MID=0 :schedule=0@0,1@0.4",
+        ":0.8 :te=0.4 (weight in the text encoder) :blocks=IN00-IN05=0.5,MID=0 :schedule=0@0,1@0.4 (of the UNet's "
+        "weight over the steps: FACTOR@PLACE; the text encoder runs once, with its whole weight)",
     ),
 ]
 Negative = Annotated[str | None, typer.Option(help="what to keep out of the picture")]

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,32 +41,45 @@ class Difference:
 def recall(picture: Path, base: str | None = None, adapters: Path | None = None) -> Recipe:
     """The recipe in a picture; adapters that moved are looked for below a folder by their digests.
 
-    Raises ConfigError with everything that isn't there.
+    Raises ConfigError with everything that isn't there, or isn't a recipe.
     """
     if picture.suffix.lower() != ".png":
         raise ConfigError(f"{picture}: no PNG", next_step="name a picture that stylora has drawn")
     faults: list[str] = []
     table = parse(recipe.text_of(picture), str(picture))
-    for row in table.get("adapter", []):
-        with noting(faults):
-            find(row, picture.parent, adapters)
+    rows, named = table.get("adapter"), table.get("base")
+    if isinstance(rows, list):
+        table["adapter"] = []
+        for row in rows:
+            with noting(faults):
+                table["adapter"].append(find(row, picture.parent, adapters))
     if base:
         table["base"] = str(located(Path(base))) if Path(base).exists() else base
-    return recipe.build(table, picture.parent, {}, faults)
+    elif isinstance(named, str) and named.startswith((".", "/")) and not (picture.parent / named).exists():
+        faults.append(f"base {named}: not there, seen from the picture; say where it is with --base")
+    try:
+        return recipe.build(table, picture.parent, {}, faults)
+    except ConfigError as error:
+        step = "`stylora again --help` says how adapters and bases that moved are found"
+        raise ConfigError(f"{picture}: can't be drawn again", error.faults, step) from error
 
 
-def find(row: Table, folder: Path, below: Path | None) -> None:
-    """Puts the path of the adapter that the digests of `row` tell into its `file`, where another lies or none."""
-    wanted = folder / row["file"]
+def find(row: Any, folder: Path, below: Path | None) -> Any:
+    """The row of an adapter with the file that its digests tell, where another lies or none. Raises AdapterError.
+
+    What isn't a table with a file is given back as it is: it has no digests, or is a fault of the recipe.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get("file"), str):
+        return row
+    wanted = folder / os.path.expanduser(row["file"])
     if wanted.exists() and _sha256(wanted) == row.get("sha256"):
-        return
-    found = next(_alike(row, wanted.name, below), None) if below else None
-    if found:
-        row["name"] = row.get("name", wanted.stem)
-        row["file"] = str(located(found))
-    elif not wanted.exists():
+        return row
+    if found := next(_alike(row, wanted.name, below), None) if below else None:
+        return {"name": wanted.stem, **row, "file": str(located(found))}
+    if not wanted.exists():
         where = f", nor in {below} an adapter of its digest" if below else "; say where it is with --adapters FOLDER"
         raise AdapterError(f"{wanted}: there is no such file{where}")
+    return row
 
 
 def _alike(row: Table, name: str, below: Path) -> Iterator[Path]:

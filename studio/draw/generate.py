@@ -104,11 +104,8 @@ def _hang(rack: Rack, recipe: Recipe) -> tuple[tuple[Use, ...], tuple[str, ...]]
 
 
 def _fitted(rack: Rack, path: Path, partial: bool) -> tuple[Adapter, Ledger]:
-    modules = {
-        fit.canonical(component, inner): module
-        for component, model in rack.parts.items()
-        for inner, module in fit.candidates(model).items()
-    }
+    """The adapter as it acts in the rack's models, and its ledger; DoRA is converted with these models' weights."""
+    modules = fit.modules(rack.parts)
 
     def weight(name: str) -> Tensor:
         return modules[name].get_parameter("weight").detach().float().cpu()
@@ -117,10 +114,18 @@ def _fitted(rack: Rack, path: Path, partial: bool) -> tuple[Adapter, Ledger]:
 
 
 def _check_use(wanted: Use, got: Use, others: Sequence[Use]) -> None:
-    if wanted.digest and wanted.digest != got.digest:
+    """Raises AdapterError unless it is the adapter that was promised, and no other is the same.
+
+    The same file is the same adapter, whatever digest its numbers have: DoRA's conversion (an SVD) rounds otherwise
+    with other threads. Of another file the numbers must be the same.
+    """
+    key = "digest" if wanted.digest else "sha256"
+    pinned, found = getattr(wanted, key), getattr(got, key)
+    if wanted.sha256 != got.sha256 and pinned and pinned != found:
         raise AdapterError(
-            f"{got.path}: not the adapter of the recipe: its digest is {got.digest[:12]}, wanted {wanted.digest[:12]}",
-            next_step="name the right one with --adapter, or take the digest out of the recipe",
+            f"{got.path}: not the adapter of the recipe: its {key} is {found[:12]}, wanted {pinned[:12]}",
+            next_step="name the right one with --adapter (of `again`: --adapters FOLDER), or take digest and sha256 "
+            "out of the recipe",
         )
     if twin := next((use for use in others if use.digest == got.digest), None):
         raise AdapterError(f"{got.path}: the same adapter as {twin.path}", next_step="name it once, with one weight")

@@ -105,7 +105,8 @@ def _tag(use: Use) -> str:
 def write(path: Path, picture: Picture) -> None:
     """One PNG with its parameters and its recipe. Raises RunError where it can't be written."""
     info = PngInfo()
-    texts = {"parameters": parameters_text(picture), recipes.CHUNK: recipes.write(picture.recipe, path.parent)}
+    recipe = recipes.write(picture.recipe, path.parent, absolute=False)  # pictures are passed on
+    texts = {"parameters": parameters_text(picture), recipes.CHUNK: recipe}
     for name, text in texts.items():
         (info.add_text if text.isascii() else info.add_itxt)(name, text)
     stream = io.BytesIO()

@@ -119,7 +119,10 @@ def read(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Re
 
 def build(table: Table, folder: Path, flags: Mapping[str, Any], faults: list[str]) -> Recipe:
     """The recipe of a file's tables and of the flags that win over it. Raises ConfigError, `faults` among its own."""
-    values, flags = _values(table, folder, faults), dict(flags)
+    flags = dict(flags)
+    # flags name other adapters: the file's own may be gone
+    own = {key: value for key, value in table.items() if key != "adapter" or key not in flags}
+    values = _values(own, folder, faults)
     if "adapter" in flags:
         flags["adapters"] = _uses(flags.pop("adapter"), Path(), faults)
     if axes := {key: flags.pop(key) for key in GRID if key in flags}:
@@ -203,20 +206,23 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write(recipe: Recipe, folder: Path) -> str:
-    """The recipe as TOML for a file in `folder`; `read` gives the same recipe back."""
+def write(recipe: Recipe, folder: Path, absolute: bool = True) -> str:
+    """The recipe as TOML for a file in `folder`; `read` gives the same recipe back.
+
+    Without `absolute` files that have only the root in common with the folder are there by name alone (use.written).
+    """
     table: Table = {"prompt": recipe.prompt, "negative": recipe.negative, "base": recipe.base, "seed": recipe.seed,
                     "count": recipe.count, "steps": recipe.steps, "guidance": recipe.guidance}  # fmt: skip
     if Path(recipe.base).is_absolute():
-        path = written(Path(recipe.base), folder)
-        table["base"] = path if "/" in path else f"./{path}"  # without a slash it would be an alias
+        path = written(Path(recipe.base), folder, absolute)
+        table["base"] = path if path.startswith((".", "/")) else f"./{path}"  # else it could be an alias or a hub id
     if recipe.size:
         table["size"] = "{}x{}".format(*recipe.size)
     if recipe.sampler:
         table["sampler"] = recipe.sampler
     if recipe.partial:
         table["partial"] = True
-    table["adapter"] = [to_table(use, folder) for use in recipe.adapters]
+    table["adapter"] = [to_table(use, folder, absolute) for use in recipe.adapters]
     if recipe.grid:
         table["grid"] = {"x": recipe.grid.x, "y": recipe.grid.y, "batch": recipe.grid.batch}
     if recipe.digests:

@@ -29,7 +29,10 @@ PARTS = {"te": "text_encoder", "blocks": "blocks", "schedule": "schedule", "name
 
 @dataclass(frozen=True)
 class Use:
-    """An adapter's file (or PEFT folder) and its gain; the digests pin what must be in it, "" pins nothing."""
+    """An adapter's file (or PEFT folder) and its gain; the digests pin what must be in it, "" pins nothing.
+
+    A file of this sha256 is the right one; of others only those are whose numbers have this digest.
+    """
 
     path: Path
     gain: Gain = field(default_factory=Gain)
@@ -106,10 +109,10 @@ def _built(table: Table, folder: Path, faults: list[str]) -> Use | None:
     return None
 
 
-def to_table(use: Use, folder: Path) -> Table:
-    """The recipe's table of a use, its path relative to `folder`, all that is as usual left out."""
+def to_table(use: Use, folder: Path, absolute: bool = True) -> Table:
+    """The recipe's table of a use, its path as `written` from `folder`, all that is as usual left out."""
     gain = use.gain
-    table: Table = {"file": written(use.path, folder), "weight": gain.weight}
+    table: Table = {"file": written(use.path, folder, absolute), "weight": gain.weight}
     if gain.text_encoder is not None:
         table["text_encoder"] = gain.text_encoder
     texts = {"blocks": format_blocks(gain.blocks), "schedule": format_schedule(gain.schedule), "name": use.name,
@@ -145,8 +148,11 @@ def located(path: Path) -> Path:
     return whole.parent.resolve() / whole.name
 
 
-def written(path: Path, folder: Path) -> str:
-    """The path as a file in `folder` names it: relative, unless the two have nothing but the root in common."""
+def written(path: Path, folder: Path, absolute: bool = True) -> str:
+    """The path as a file in `folder` names it: relative; where the two have nothing but the root in common the
+    absolute one, or without `absolute` its last part alone, which tells nobody how a disk is laid out.
+    """
     path, folder = located(path), Path(folder).resolve()
-    apart = os.path.commonpath((path, folder)) == os.path.abspath(os.sep)
-    return str(path) if apart else os.path.relpath(path, folder)
+    if os.path.commonpath((path, folder)) != os.path.abspath(os.sep):
+        return os.path.relpath(path, folder)
+    return str(path) if absolute else path.name

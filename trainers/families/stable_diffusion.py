@@ -163,12 +163,9 @@ class StableDiffusion:
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """(B, T) token ids, cut and padded to the text encoder's length."""
         tokenizer = self.part("tokenizer")
+        longest = tokenizer.model_max_length
         ids: Tensor = tokenizer(
-            list(captions),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
+            list(captions), padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
         ).input_ids
         return ids
 
@@ -225,9 +222,8 @@ class StableDiffusion:
         if self.noise_offset:
             shifts = torch.randn(latents.shape[:1], generator=example.generator("offset"))
             noise = objective.offset_noise(noise[None], self.noise_offset, shifts[None])[0]
-        shared = torch.rand(
-            (), generator=Example(encoding, 1.0, example.seed, example.step, -1, 1).generator("timestep")
-        )
+        whole_step = Example(encoding, 1.0, example.seed, example.step, -1, 1)
+        shared = torch.rand((), generator=whole_step.generator("timestep"))
         place = (float(shared) + (example.slot % example.of + float(torch.rand((), generator=g))) / example.of) % 1.0
         timestep = min(int(place * self.noise.config.num_train_timesteps), self.noise.config.num_train_timesteps - 1)
         dropped = float(torch.rand((), generator=g)) < self.caption_dropout
@@ -237,9 +233,8 @@ class StableDiffusion:
         """(B, T, width) text states: from the cache, or through the text encoder that is being trained."""
         if "text" in words[0]:
             return torch.stack([w["text"] for w in words]).to(self.device)
-        states: Tensor = self.part("text_encoder")(
-            torch.stack([w["ids"] for w in words]).to(self.device)
-        ).last_hidden_state
+        ids = torch.stack([w["ids"] for w in words]).to(self.device)
+        states: Tensor = self.part("text_encoder")(ids).last_hidden_state
         return states
 
     # --- sampling ------------------------------------------------------------------------------------------------
@@ -259,14 +254,14 @@ class StableDiffusion:
     ) -> list[Image.Image]:
         """One picture per (prompt, seed), as one batch, through diffusers' own pipeline; `size` is (width, height).
 
-        `negative` is one for all or one for each; `on_step(done, steps)` is called after each step.
+        `negative` is one for all or one for each; `on_step(steps done, steps)` is called after each call of the UNet.
         """
         parts: dict[str, Any] = {name: self.part(name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
         extras: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
-        def tell(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
+        def tell(pipeline: Any, call: int, _: Any, values: dict[str, Any]) -> dict[str, Any]:
             if on_step:
-                on_step(min(step + 1, steps), steps)  # some samplers take one more
+                on_step(steps_over(pipeline.scheduler.timesteps.tolist(), call, steps), steps)
             return values
 
         width, height = size or (self.resolution, self.resolution)
@@ -294,3 +289,12 @@ class StableDiffusion:
             name, extra = SAMPLERS[sampler] if sampler else (index["scheduler"][1], {})
             kind = "v_prediction" if self.prediction == "v" else "epsilon"
             return getattr(diffusers, name).from_pretrained(self.folder / "scheduler", prediction_type=kind, **extra)
+
+
+def steps_over(timesteps: Sequence[float], call: int, steps: int) -> int:
+    """How many of the steps are over after a call of the UNet: PNDM and Heun call it again at the same timestep."""
+    if len(timesteps) == steps:  # among which rounding may have made some alike
+        return call + 1
+    each = list(dict.fromkeys(timesteps))
+    over = each.index(timesteps[call + 1]) if call + 1 < len(timesteps) else len(each)
+    return over * steps // len(each)

@@ -39,13 +39,18 @@ def weight_shape(module: nn.Module) -> Shape:
     return module.out_features, module.in_features
 
 
-def shapes(parts: Mapping[str, nn.Module]) -> dict[str, Shape]:
-    """{canonical path: weight shape} of every module of live models that can carry LoRA."""
+def modules(parts: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """{canonical path: module} of every module of live models that can carry LoRA."""
     return {
-        canonical(component, path): weight_shape(module)
+        canonical(component, path): module
         for component, model in parts.items()
         for path, module in candidates(model).items()
     }
+
+
+def shapes(parts: Mapping[str, nn.Module]) -> dict[str, Shape]:
+    """{canonical path: weight shape} of the same."""
+    return {name: weight_shape(module) for name, module in modules(parts).items()}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How strongly an adapter acts, where and when: weight x text encoder's weight x block factors x schedule. Pure data.
+"""How strongly an adapter acts, where and when: weight x block factor x schedule, as pure data.
 
 Try it: python -c "from trainers.lora.gains import *; print(Gain(0.8, schedule=parse_schedule('0@0, 1@0.4')).row(0.2))"
 """
@@ -20,15 +20,17 @@ Schedule = tuple[tuple[float, float], ...]  # (place in the denoising 0..1, fact
 
 @dataclass(frozen=True)
 class Gain:
-    """g = weight x block factor x schedule; the text encoders have a weight of their own when `text_encoder` is set.
+    """In the UNet g = weight x block factor x schedule, in the text encoders g = their weight x block factor.
 
+    The text encoders' weight is `text_encoder`, or `weight` where that is None. They run once, before the first step,
+    and what they wrote serves all steps: a schedule isn't theirs.
     Raises AdapterError for numbers that aren't finite, blocks that don't exist and schedules out of order.
     """
 
     weight: float = 1.0
     text_encoder: float | None = None
     blocks: Mapping[str, float] = field(default_factory=dict)  # a label of blocks.LABELS -> factor
-    schedule: Schedule = ()
+    schedule: Schedule = ()  # of the UNet's gains over the denoising
 
     def __post_init__(self) -> None:
         numbers = {"weight": self.weight, "text_encoder": self.text_encoder or 0.0, **self.blocks}
@@ -41,16 +43,13 @@ class Gain:
             raise AdapterError("an adapter can't be used like this", faults, f"blocks are {KNOWN}")
 
     def at(self, path: str, place: float = 0.0) -> float:
-        """The gain of one module at one place of the denoising (0 = first step); the adapter's own scale is not in it.
-
-        A text encoder runs once, before the first step, so that the schedule's first point is what it sees.
-        """
+        """The gain of one module at one place of the denoising (0 = first step), without the adapter's own scale."""
         return self.row(place)[LABELS.index(block_of(path))]
 
     def row(self, place: float = 0.0) -> list[float]:
         """The gains of all blocks at one place of the denoising, in the order of blocks.LABELS."""
         encoder = self.weight if self.text_encoder is None else self.text_encoder
-        weights = [encoder * factor(self.schedule, 0.0)] * len(ENCODERS)  # they come first in LABELS
+        weights = [encoder] * len(ENCODERS)  # they come first in LABELS
         weights += [self.weight * factor(self.schedule, place)] * (len(LABELS) - len(ENCODERS))
         for label, number in self.blocks.items():
             weights[LABELS.index(label)] *= number
