@@ -141,10 +141,62 @@ def test_a_mere_cast_is_no_difference(tiny_base: Path, tmp_path: Path) -> None:
         assert found.left_out == {}
 
 
+def changed(model: Path, out: Path, file: str, **tensors: torch.Tensor | None) -> Path:
+    """A copy with other tensors (None: without that one)."""
+    other = shutil.copytree(model, out)
+    kept = {key: tensor for key, tensor in load_file(other / file).items() if key not in tensors}
+    save_file(kept | {key: tensor for key, tensor in tensors.items() if tensor is not None}, other / file)
+    return other
+
+
+def test_every_tensor_is_compared_before_any_is_taken(tuned: Path, tiny_base: Path, tmp_path: Path) -> None:
+    bad = {"conv_in.bias": torch.full((32,), torch.nan), "conv_norm_out.weight": torch.zeros(9)}
+    other = changed(tuned, tmp_path / "other", UNET, **bad, **{"conv_out.weight": torch.zeros(4, 32, 5, 5)})
+    with pytest.raises(BaseError, match="isn't tuned from") as caught:
+        extract(str(other), str(tiny_base), 4)
+    assert [fault.split(":")[0] for fault in caught.value.faults] == [
+        "unet.conv_norm_out.weight",
+        "unet.conv_out.weight",
+        "unet.conv_in.bias",
+    ]
+    only = changed(tuned, tmp_path / "only", UNET, **{"conv_in.bias": bad["conv_in.bias"]})
+    for models in ((only, tiny_base), (tiny_base, only)):
+        with pytest.raises(BaseError, match="no difference can be taken") as caught:
+            extract(*map(str, models), 4)
+        assert caught.value.faults == (f"unet.conv_in.bias: NaN or Inf in {only}",)
+
+
+def test_what_one_model_alone_has_is_named_with_its_energy(tuned: Path, tiny_base: Path, tmp_path: Path) -> None:
+    whole = extract(str(tuned), str(tiny_base), 4)
+    text, key = "text_encoder/model.safetensors", "embeddings.token_embedding.weight"
+    table = load_file(tuned / text)[key]
+    other = changed(tuned, tmp_path / "a", text, **{key: torch.cat([table, torch.full((1, table.shape[1]), 2.0)])})
+    other = changed(other, tmp_path / "b", UNET, **{"conv_in.bias": None, "conv_out.extra.weight": torch.ones(2, 3)})
+    shutil.rmtree(other / "vae")
+    found = extract(str(other), str(tiny_base), 4)
+    assert found.left_out == {f"text_encoder.text_model.{key}": 4.0 * table.shape[1]}
+    bias = float(load_file(tiny_base / UNET)["conv_in.bias"].double().square().sum())
+    assert found.lone == {"unet.conv_in.bias": pytest.approx(bias), "unet.conv_out.extra.weight": 6.0}
+    assert found.outside == pytest.approx(1 - whole.energy / (whole.energy + 128 + bias + 6))
+    told = notes(found)
+    assert [line.split(",")[0] for line in told[:3]] == [
+        "not in the adapter: embeddings",
+        "only one of the models has layers",
+        "only one of the models has norms and biases",
+    ]
+    assert told[3] == "only one of the models has any vae; it wasn't compared"
+    assert json.loads(found.adapter.info.metadata[ENTRY])["absent"] == ["vae"]
+
+
 def test_what_cannot_be_extracted(tuned: Path, tiny_base: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         extract(str(tuned), str(tiny_base), 0, energy=1.5, targets="some")
     assert len(caught.value.faults) == 3
+    for targets, most in (("all", 128), ("attention", 64)):
+        extract(str(tuned), str(tiny_base), most, targets=targets)
+        with pytest.raises(ConfigError) as caught:
+            extract(str(tuned), str(tiny_base), most + 1, targets=targets)
+        assert caught.value.faults == (f"rank: got {most + 1}, but no module of the targets can have more than {most}",)
     with pytest.raises(BaseError, match="differ in nothing"):
         extract(str(tiny_base), str(tiny_base))
     with pytest.raises(BaseError, match="isn't tuned from"):

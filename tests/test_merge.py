@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import here, random_adapter, single_file
+from safetensors.torch import load_file, save_file
 
 from studio.draw.use import Use
 from studio.merge import merge as merging
-from studio.merge.merge import merge
+from studio.merge.merge import Ingredient, merge
 from studio.merge.probe import Answers, Probe
 from studio.merge.receipt import FILE, read, verify
-from studio.merge.weights import open_base
+from studio.merge.rewrite import Change, rewrite
+from studio.merge.weights import Weights, open_base
 from trainers import tensorfile
 from trainers.digests import digest_of_file
 from trainers.errors import BaseError, ConfigError, RunError, StyloraError
+from trainers.families.stable_diffusion import StableDiffusion
 from trainers.lora.adapter import Adapter
 from trainers.lora.gains import Gain
 from trainers.lora.pair import LoraPair
+from trainers.tensorfile import TensorFile
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +114,26 @@ def test_casting(tiny_base: Path, two: list[Use], tmp_path: Path, dtype: str) ->
     assert all(1e-6 < one.relative < one.bound for one in done.compared)
 
 
-def test_weight_0_changes_no_byte(tiny_base: Path, two: list[Use], tmp_path: Path) -> None:
-    done = merge(str(tiny_base), [Use(two[0].path, Gain(0.0))], tmp_path / "out", ask=here)
-    assert done.modules == 0
-    assert {name: value for name, value in digests(tmp_path / "out").items() if name != FILE} == digests(tiny_base)
+def test_a_merge_that_changes_nothing_is_refused(tiny_base: Path, two: list[Use], tmp_path: Path) -> None:
+    nought = Adapter({path: replace(pair, up=0 * pair.up) for path, pair in Adapter.load(two[0].path).pairs.items()})
+    empty = Use(nought.save(tmp_path / "nought.safetensors", dtype=torch.float32))
+    for use in (Use(two[0].path, Gain(0.0)), empty):
+        with pytest.raises(ConfigError, match="nothing would change"):
+            merge(str(tiny_base), [use], tmp_path / "out", ask=here)
+    with pytest.raises(RunError, match="rounding has eaten"):
+        merge(str(tiny_base), [Use(two[0].path, Gain(1e-30))], tmp_path / "out", ask=here)
+    assert [path.name for path in tmp_path.iterdir()] == ["nought.safetensors"]
+
+
+def test_nan_in_the_base_is_named(base: Path, two: list[Use], tmp_path: Path) -> None:
+    for file, key in (("unet/diffusion_pytorch_model", "conv_in.bias"), ("vae/diffusion_pytorch_model", "x.weight")):
+        tensors = load_file(base / f"{file}.safetensors")
+        tensors[key] = torch.full((32,), torch.nan)
+        save_file(tensors, base / f"{file}.safetensors")
+    with pytest.raises(BaseError, match="NaN or Inf in the base") as caught:
+        merge(str(base), two, tmp_path / "out", ask=here)
+    assert caught.value.faults == ("unet.conv_in.bias", "vae.x.weight")
+    assert not (tmp_path / "out").exists()
 
 
 def test_over_the_bound_nothing_is_left(tiny_base: Path, two: list[Use], tmp_path: Path) -> None:
@@ -131,12 +154,76 @@ def test_an_adapter_that_rounding_eats_is_an_error(tiny_base: Path, two: list[Us
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_merge_that_forgot_the_adapter_is_found_out(
-    tiny_base: Path, two: list[Use], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dtype", ["keep", "fp16", "bf16"])
+@pytest.mark.parametrize("wrong", ["forgot one module", "2% too weak"])
+def test_a_wrong_sum_is_found_out(
+    tiny_base: Path, two: list[Use], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, dtype: str
 ) -> None:
-    monkeypatch.setattr(merging, "_sum", lambda *_: lambda whole: whole)
-    with pytest.raises(RunError, match="isn't what the adapters"):
+    right, forgotten = merging._sum, "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
+
+    def other(weights: Weights, paths: Sequence[str], parts: Sequence[Ingredient]) -> Change:
+        if wrong == "forgot one module":
+            return (lambda whole: whole) if forgotten in paths else right(weights, paths, parts)
+        weak = [replace(part, use=replace(part.use, gain=weaker(part.use.gain))) for part in parts]
+        return right(weights, paths, weak)
+
+    monkeypatch.setattr(merging, "_sum", other)
+    with pytest.raises(RunError, match="isn't what the adapters") as caught:
+        merge(str(tiny_base), two, tmp_path / "out", dtype=dtype, ask=lambda *_: pytest.fail("proved before asked"))
+    modules = len(Adapter.load(two[0].path).pairs)
+    assert len(caught.value.faults) == (1 if wrong == "forgot one module" else modules)
+    assert all("times what rounding allows" in fault for fault in caught.value.faults)
+    assert list(tmp_path.iterdir()) == []
+
+
+def weaker(gain: Gain) -> Gain:
+    return replace(gain, weight=0.98 * gain.weight, text_encoder=gain.text_encoder and 0.98 * gain.text_encoder)
+
+
+@pytest.mark.parametrize("dtype", ["keep", "fp16"])
+def test_an_untouched_tensor_that_changed_is_found_out(
+    tiny_base: Path, two: list[Use], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    def other(file: TensorFile, out: Path, changes: dict[str, Change], *rest: object) -> None:
+        extra = {"conv_out.bias": lambda whole: whole * 1.01} if "conv_out.bias" in file.entries else {}
+        rewrite(file, out, {**changes, **extra}, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(merging, "rewrite", other)
+    with pytest.raises(RunError, match="isn't what the adapters") as caught:
+        merge(str(tiny_base), two, tmp_path / "out", dtype=dtype, ask=here)
+    assert caught.value.faults == ("conv_out.bias: no adapter changes it, and it isn't the base's",)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_digests_are_promises(tiny_base: Path, two: list[Use], tmp_path: Path) -> None:
+    one = single_file(tiny_base, tmp_path / "one.safetensors")
+    family = StableDiffusion(tiny_base)
+    good = {part: family.digest(part) for part in ("unet", "vae")}
+    for base, out, config in ((tiny_base, "out", None), (one, "out.safetensors", str(tiny_base))):
+        with pytest.raises(BaseError, match="not the base of the recipe") as caught:
+            merge(str(base), two, tmp_path / out, config=config, digests={"vae": "12", "unet": "34"}, ask=here)
+        assert len(caught.value.faults) == 2
+    merge(str(tiny_base), two, tmp_path / "out", digests=good, ask=here)
+    sha = digest_of_file(two[0].path)
+    merge(str(tiny_base), [replace(two[0], sha256=sha, digest="12")], tmp_path / "same", ask=here)
+    for promise in ({"sha256": "12"}, {"digest": "12"}, {"digest": "12", "sha256": "34"}):
+        with pytest.raises(StyloraError, match="isn't the adapter of the recipe"):
+            merge(str(tiny_base), [replace(two[0], **promise)], tmp_path / "other", ask=here)
+
+
+def test_a_model_put_aside_by_a_killed_process_comes_back(tiny_base: Path, two: list[Use], tmp_path: Path) -> None:
+    (tmp_path / f".out.{gone()}.old").mkdir()
+    with pytest.raises(ConfigError) as caught:
         merge(str(tiny_base), two, tmp_path / "out", ask=here)
+    assert "exists" in caught.value.faults[0]
+    assert (tmp_path / "out").is_dir()
+
+
+def gone() -> int:
+    """The number of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
 
 
 def test_everything_wrong_is_said_at_once(tiny_base: Path, two: list[Use], tmp_path: Path) -> None:
@@ -221,4 +308,8 @@ def test_the_receipt_is_json_that_says_what_went_in(tiny_base: Path, two: list[U
     assert [part["sha256"] for part in told["adapters"]] == [digest_of_file(use.path) for use in two]
     assert [(part["weight"], part["text_encoder"]) for part in told["adapters"]] == [(0.8, None), (-0.5, 0.3)]
     assert told["adapters"][0]["blocks"] == {"MID": 0.5}
+    assert told["base"]["name"] == tiny_base.name  # and not where it lies
+    assert str(tiny_base.parent) not in json.dumps(told)
+    assert told["proof"]["modules"] == len(Adapter.load(two[0].path).pairs)
+    assert 0 < told["proof"]["worst"] < 1
     assert {"torch", "diffusers"} <= told["versions"].keys()

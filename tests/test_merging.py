@@ -33,8 +33,10 @@ def test_the_whole_round(tiny_base: Path, adapter: Path, tmp_path: Path) -> None
     (tmp_path / "blend.toml").write_text(f'base = "./{one.name}"\n[[adapter]]\nfile = "{adapter.name}"\nweight = 0.5\n')
     told = run("merge", "--recipe", tmp_path / "blend.toml", "--config", tiny_base, "--out", out)
     assert f"{len(Adapter.load(adapter).pairs)} modules changed" in told
+    assert "number by number" in told
     told = run("verify", out)
     assert "proved" in told
+    assert "number by number" in told
     assert "wild at 0.5" in told
     told = run("extract", "--tuned", out, "--base", tiny_base, "--rank", 4, "--dtype", "fp32", "--out", back)
     assert "0.00% of their energy lost" in told
@@ -56,3 +58,26 @@ def test_errors_are_told_at_once(tiny_base: Path, adapter: Path, tmp_path: Path)
         "extract", "--tuned", tiny_base, "--base", tiny_base, "--out", tmp_path / "y", "--dtype", "int4", code=1
     )
     assert {path.name for path in tmp_path.iterdir()} == {adapter.name}
+
+
+def test_a_recipes_promises_are_kept(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "blend.toml", tmp_path / "out"
+    pinned = f'base = "{tiny_base}"\n[digests]\nunet = "12"\n[[adapter]]\nfile = "{adapter.name}"\n'
+    recipe.write_text(pinned)
+    assert "not the base of the recipe" in run("merge", "--recipe", recipe, "--out", out, code=1)
+    recipe.write_text(f'base = "{tiny_base}"\n[[adapter]]\nfile = "{adapter.name}"\nsha256 = "12"\n')
+    assert "isn't the adapter of the recipe" in run("merge", "--recipe", recipe, "--out", out, code=1)
+
+
+def test_partial_may_stand_in_the_recipe(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
+    pairs = Adapter.load(adapter).pairs
+    odd = {f"unet.down_blocks.9.resnets.{k}.conv1": pair for k, pair in enumerate(list(pairs.values())[:2])}
+    Adapter({**pairs, **odd}).save(tmp_path / "odd.safetensors", "diffusers", torch.float32)
+    recipe, table = (
+        tmp_path / "odd.toml",
+        f'base = "{tiny_base}"\n[[adapter]]\nfile = "odd.safetensors"\nweight = 0.0\n',
+    )
+    recipe.write_text(table)
+    assert "only part" in run("merge", "--recipe", recipe, "--out", tmp_path / "out", code=1)
+    recipe.write_text(f"partial = true\n{table}")
+    assert "nothing would change" in run("merge", "--recipe", recipe, "--out", tmp_path / "out", code=1)

@@ -130,6 +130,8 @@ def made_without(out: Path) -> Path:
         {"answers": {"text": "AAAA", "unet": "AAAA"}},
         {"contents": 3},
         {"settings": []},
+        {"adapters": [{}]},
+        {"proof": 3},
     ],
 )
 def test_a_forged_receipt_that_makes_no_sense(merged: Path, changes: dict[str, Any]) -> None:

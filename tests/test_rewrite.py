@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from studio.merge.rewrite import beside, copy_rest, rewrite
+from studio.merge.rewrite import beside, copy_rest, rewrite, sweep
 from studio.merge.weights import open_base
 from trainers import tensorfile
 from trainers.errors import BaseError, RunError
@@ -103,6 +103,41 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
             (temp / "file").write_text(content)
         assert [path.name for path in out.parent.iterdir()] == ["model"]
         assert (out / "file").read_text() == content
+
+
+def fill(out: Path, text: str) -> None:
+    with beside(out) as temp:
+        temp.mkdir()
+        (temp / "file").write_text(text)
+
+
+def test_a_rename_that_fails_gives_the_old_model_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "model"
+    fill(out, "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(RunError, match="No space left"):
+            fill(out, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (out / "file").read_text() == "old"
+
+
+def test_what_was_put_aside_comes_back_or_goes(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    out = tmp_path / "model [v1]"
+    aside, others = tmp_path / f".{out.name}.{child.pid}.old", tmp_path / f".{out.name}.{child.pid}.old.safetensors"
+    others.write_bytes(b"")  # of a single file of that name
+    for text in ("mine", "older"):
+        aside.mkdir()
+        (aside / "file").write_text(text)
+        sweep(out)
+        assert (out / "file").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, others.name}
 
 
 STOPPED = """

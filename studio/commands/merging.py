@@ -34,16 +34,27 @@ def merge(
     partial: Annotated[bool, typer.Option(help="merge what fits of an adapter that doesn't fit whole")] = False,
     overwrite: Annotated[bool, typer.Option(help="replace a merged model that is there")] = False,
 ) -> None:
-    """Add adapters to a base's own weights; the result, loaded anew, is compared with the live adapters."""
+    """Add adapters to a base's own weights; every tensor is proved, and the answers are those of the live adapters."""
     from studio.draw import recipe as recipes
     from studio.merge import receipt
     from studio.merge.merge import merge as merging
 
     flags = {"prompt": "", **({"base": base} if base else {}), **({"adapter": adapter} if adapter else {})}
     asked = recipes.read(recipe, flags)
-    done = merging(asked.base, asked.adapters, out, dtype=dtype, config=config, partial=partial, overwrite=overwrite)
+    partial, digests = partial or asked.partial, asked.digests
+    done = merging(
+        asked.base,
+        asked.adapters,
+        out,
+        dtype=dtype,
+        config=config,
+        partial=partial,
+        overwrite=overwrite,
+        digests=digests,
+    )
     show_notes(done.notes)
     table("the result from disk, beside base + adapters", COLUMNS, receipt.shares(done.compared))
+    say(f"[green]proved[/]: {escape(receipt.proved(done.proof.facts()))}")
     say(f"[green]{escape(str(done.path))}[/]: {done.modules} modules changed; its receipt is in it")
     say(f"Next: [bold]stylora verify {escape(str(done.path))}[/]")
 
@@ -54,12 +65,13 @@ def verify(path: Annotated[Path, typer.Argument(metavar="MERGED", help="what `st
     from studio.merge import receipt
 
     record, compared = receipt.verify(path)
-    names = [f"{one['name']} at {one['weight']:g}" for one in record["adapters"]]
+    model, proof = receipt.story(record)
     table("the model from disk, beside base + adapters when it was merged", COLUMNS, receipt.shares(compared))
     files = len(record["contents"]["tensors"])
     say(f"[green]proved[/]: all tensors of {files} weight file{'s' * (files != 1)} are the bytes that were merged;")
-    told = escape(f"{record['base']['name']} with {', '.join(names)}")
-    say(f"        loaded in a fresh process, the model answers as {told}.")
+    say(f"        loaded in a fresh process, the model answers as {escape(model)}.")
+    if proof:
+        say(f"[dim]proved when it was merged: {escape(proof)}.[/]")
     say("[dim]not proved: who merged it; a receipt is no signature.[/]")
 
 

@@ -9,6 +9,7 @@ Try it: `stylora extract --tuned merged/ink --base tiny-sd --rank 16 --out ink.s
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from studio.merge.weights import Weights, is_layer, open_base
 from trainers.batches import generator_for
@@ -28,6 +30,7 @@ from trainers.lora.fit import Shape
 from trainers.lora.inject import PRESETS
 from trainers.lora.metadata import kohya_metadata
 from trainers.lora.pair import LoraPair, Pairs
+from trainers.tensorfile import FLOATS
 
 OVERSAMPLE, POWERS = 8, 4  # columns beyond the rank, and passes over the matrix, of the randomised SVD
 MOST_LONE = 0.1  # share of modules that only one model may have (a layer that its tools never use)
@@ -62,7 +65,8 @@ class Extracted:
     adapter: Adapter
     modules: list[Module]
     left_out: dict[str, float] = field(default_factory=dict)  # component.name -> energy
-    lone: list[str] = field(default_factory=list)  # modules that only one of the two has
+    lone: dict[str, float] = field(default_factory=dict)  # tensors that only one of the two has -> their own energy
+    absent: list[str] = field(default_factory=list)  # components that only one of the two has at all
 
     @property
     def energy(self) -> float:
@@ -76,8 +80,12 @@ class Extracted:
     @property
     def outside(self) -> float:
         """The share of all that differs which no module of the adapter stands for."""
-        other = sum(self.left_out.values())
-        return other / (other + self.energy)
+        return 1 - self.energy / self.total
+
+    @property
+    def total(self) -> float:
+        """The energy of all that differs; a tensor that only one model has differs from nothing."""
+        return self.energy + sum(self.left_out.values()) + sum(self.lone.values())
 
 
 def randomised_svd(matrix: Tensor, rank: int, seed: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,18 +136,20 @@ def extract(
 ) -> Extracted:
     """The adapter that turns the base into the tuned model, as far as `rank` (and `targets`) allow.
 
-    Modules that don't differ are left out. Raises ConfigError, BaseError (other shapes, other modules, no difference).
+    Modules that don't differ are left out. Raises ConfigError, BaseError (other shapes, other modules, NaN, no
+    difference).
     """
-    if faults := _faults(rank, energy, targets):
-        raise ConfigError("nothing can be extracted so", faults, "`stylora extract --help` says what is meant")
     one, other = open_base(tuned), open_base(base)
-    lone = _comparable(one, other)
+    if faults := _faults(rank, energy, targets, other.shapes):
+        raise ConfigError("nothing can be extracted so", faults, "`stylora extract --help` says what is meant")
+    _check(one, other)
+    lone, absent = _lone(one, other)
     pairs: Pairs = {}
     modules: list[Module] = []
     left_out: dict[str, float] = {}
     for name, after, before in _both(one, other):
         delta = after.double() - before.double()
-        size = float(delta.square().sum())
+        size = _size(delta)
         path = name.removesuffix(".weight")
         if not (is_layer(name, other.tensors[name]) and chosen(path, tuple(before.shape), targets)):
             left_out[name] = size
@@ -147,9 +157,10 @@ def extract(
         pairs[path], error = pair_of(delta, rank, energy, dtype, path)
         modules.append(Module(path, pairs[path].rank, size, error))
     if not pairs:
-        what = f"nothing but {', '.join(sorted(left_out)[:3])}" if left_out else "nothing"
+        rest = sorted(left_out | lone)[:3]
+        what = f"nothing but {', '.join(rest)}" if rest else "nothing"
         raise BaseError(f"{tuned} and {base} differ in {what} that an adapter can hold", next_step="name other models")
-    found = Extracted(Adapter(pairs), modules, left_out, lone)
+    found = Extracted(Adapter(pairs), modules, left_out, lone, absent)
     return replace(found, adapter=Adapter(pairs, AdapterInfo(_metadata(found, tuned, base, rank, other.shapes))))
 
 
@@ -163,25 +174,31 @@ def chosen(path: str, shape: Shape, targets: str) -> bool:
     return linear and bool(re.search(presets[targets], f".{inner}"))
 
 
-def _faults(rank: int, energy: float | None, targets: str) -> list[str]:
+def _faults(rank: int, energy: float | None, targets: str, shapes: Mapping[str, Shape]) -> list[str]:
     faults = [] if rank >= 1 else [f"rank: got {rank}, wanted at least 1"]
     if energy is not None and not 0 < energy <= 1:
         faults.append(f"energy: got {energy}, wanted more than 0 and at most 1")
-    return faults + ([] if targets in TARGETS else [f"targets: got {targets}, wanted one of {', '.join(TARGETS)}"])
+    if targets not in TARGETS:
+        return [*faults, f"targets: got {targets}, wanted one of {', '.join(TARGETS)}"]
+    most = max((min(s[0], math.prod(s[1:])) for path, s in shapes.items() if chosen(path, s, targets)), default=rank)
+    return faults + ([f"rank: got {rank}, but no module of the targets can have more than {most}"] * (rank > most))
 
 
-def _comparable(one: Weights, other: Weights) -> list[str]:
-    """The modules that only one of the two has. Raises BaseError unless nearly all are in both, in the same shapes."""
-    ours, theirs = one.shapes, other.shapes
-    lone = sorted(ours.keys() ^ theirs.keys())
-    faults = [f"{path}: {list(ours[path])} and {list(theirs[path])}" for path in sorted(ours.keys() & theirs.keys())
-              if _flat(ours[path]) != _flat(theirs[path])]  # fmt: skip
-    if len(lone) > MOST_LONE * len(theirs):
-        faults += [f"{path}: only {(one if path in ours else other).root} has it" for path in lone]
+def _check(one: Weights, other: Weights) -> None:
+    """Raises BaseError unless nearly all modules are in both, in the same shapes, and every number is one."""
+    both = sorted(one.tensors.keys() & other.tensors.keys())
+    faults = [f"{name}: {list(ours)} and {list(theirs)}" for name in both
+              if (ours := one.tensors[name].shape) != (theirs := other.tensors[name].shape)
+              and _flat(ours) != _flat(theirs) and not _longer_table(name, ours, theirs)]  # fmt: skip
+    lone = sorted(one.shapes.keys() ^ other.shapes.keys())
+    if len(lone) > MOST_LONE * len(other.shapes):
+        faults += [f"{path}: only {(one if path in one.shapes else other).root} has it" for path in lone]
+    unlike = bool(faults)
+    faults += [f"{name}: NaN or Inf in {model.root}" for model in (one, other) for name in model.unsound()]
     if faults:
         shown = [*faults[:12], f"and {len(faults) - 12} more"] if len(faults) > 12 else faults
-        raise BaseError(f"{one.root} isn't tuned from {other.root}", shown, "name the base it was tuned from")
-    return lone
+        what = f"{one.root} isn't tuned from {other.root}" if unlike else "no difference can be taken of these models"
+        raise BaseError(what, shown, "name the base it was tuned from" if unlike else "get the model anew")
 
 
 def _flat(shape: Shape) -> Shape:
@@ -189,11 +206,34 @@ def _flat(shape: Shape) -> Shape:
     return shape[:2] if tuple(shape[2:]) == (1, 1) else shape
 
 
+def _longer_table(name: str, one: Shape, other: Shape) -> bool:
+    """Embeddings for more tokens in one model than in the other."""
+    return "embeddings." in name and len(one) == len(other) == 2 and one[1] == other[1]
+
+
+def _lone(one: Weights, other: Weights) -> tuple[dict[str, float], list[str]]:
+    """({tensor that only one of the two has: its energy}, [components that only one of the two has])."""
+    parts, others = ({name.partition(".")[0] for name in model.tensors} for model in (one, other))
+    absent = sorted(parts ^ others)
+    names = sorted(one.tensors.keys() ^ other.tensors.keys())
+    sources = {name: (one.tensors | other.tensors)[name] for name in names if name.partition(".")[0] not in absent}
+    return {name: _size(source.tensor()) if source.dtype in FLOATS else 0.0 for name, source in sources.items()}, absent
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.double().square().sum())
+
+
 def _both(one: Weights, other: Weights) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(name, tuned tensor, base tensor) of the tensors of both that differ by more than a cast from one dtype."""
+    """(name, tuned tensor, base tensor) of the tensors of both that differ by more than a cast from one dtype.
+
+    Of tables the shorter one is filled up with zeros.
+    """
     for name in sorted(one.tensors.keys() & other.tensors.keys()):
-        before = other.tensors[name].tensor()
-        after = one.tensors[name].tensor().reshape(before.shape)
+        after, before = one.tensors[name].tensor(), other.tensors[name].tensor()
+        if after.numel() != before.numel():
+            after, before = pad_sequence([after.double(), before.double()], batch_first=True)
+        after = after.reshape(before.shape)
         if not (torch.equal(after, before.to(after.dtype)) or torch.equal(after.to(before.dtype), before)):
             yield name, after, before
 
@@ -212,24 +252,28 @@ def by_block(found: Extracted) -> list[Row]:
 
 def notes(found: Extracted) -> list[str]:
     """What differs and isn't in the adapter, by kind, with its share of all that differs."""
-    total = found.energy + sum(found.left_out.values())
+    said = _by_kind("not in the adapter: ", found.left_out, found.total, "layers outside the targets")
+    said += _by_kind("only one of the models has ", found.lone, found.total, "layers")
+    return said + [f"only one of the models has any {part}; it wasn't compared" for part in found.absent]
+
+
+def _by_kind(start: str, energies: Mapping[str, float], total: float, rest: str) -> list[str]:
     kinds: dict[str, list[str]] = {}
-    for name in found.left_out:
-        kinds.setdefault(_kind(name), []).append(name)
-    said = [
-        f"not in the adapter: {kind}, {sum(found.left_out[name] for name in names) / total:.2%} of the difference"
+    for name in energies:
+        kinds.setdefault(_kind(name, rest), []).append(name)
+    return [
+        f"{start}{kind}, {sum(energies[name] for name in names) / total:.2%} of the difference"
         f" ({', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''})"
         for kind, names in sorted(kinds.items())
     ]
-    return said + ([f"only one of the models has {', '.join(found.lone)}"] if found.lone else [])
 
 
-def _kind(name: str) -> str:
+def _kind(name: str, rest: str) -> str:
     if name.startswith("vae."):
         return "the VAE"
     if "norm" in name or name.endswith(".bias"):
         return "norms and biases"
-    return "embeddings" if ".embeddings." in name else "layers outside the targets"
+    return "embeddings" if ".embeddings." in name else rest
 
 
 def _metadata(found: Extracted, tuned: str, base: str, rank: int, shapes: Mapping[str, Shape]) -> dict[str, str]:
@@ -238,7 +282,7 @@ def _metadata(found: Extracted, tuned: str, base: str, rank: int, shapes: Mappin
         "tuned": Path(tuned).name, "base": Path(base).name, "rank": rank,
         "error": found.error, "outside": found.outside,
         "modules": {one.path: {"rank": one.rank, "energy": one.energy, "error": one.error} for one in found.modules},
-        "left_out": found.left_out, "lone": found.lone,
+        "left_out": found.left_out, "lone": found.lone, "absent": found.absent,
     }  # fmt: skip
     most = max(one.rank for one in found.modules)
     version = VERSIONS.get(family_of(shapes), "sd_v1")

@@ -7,7 +7,6 @@ The base is only read. The result appears under its name when it is whole and it
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections import defaultdict
@@ -23,18 +22,21 @@ from torch import Tensor
 from studio.draw.use import Use
 from studio.merge import receipt
 from studio.merge.probe import Answers, Probe, answers, family_of, fresh, probe_for
+from studio.merge.proof import Proof, prove
 from studio.merge.receipt import Ask, Compared
-from studio.merge.rewrite import DTYPES, Change, beside, copy_rest, metadata_of, rewrite
+from studio.merge.rewrite import DTYPES, UNIT, Change, beside, copy_rest, rewrite, sweep
 from studio.merge.weights import Weights, open_base
-from trainers import tensorfile
+from trainers.bases import EMBEDDED
 from trainers.digests import digest_of_file
 from trainers.errors import AdapterError, BaseError, ConfigError, RunError
+from trainers.families.stable_diffusion import StableDiffusion
 from trainers.lora.adapter import Adapter, content_digest, digest
 from trainers.lora.ledger import fitted
 from trainers.lora.rack import Rack
-from trainers.unpack import settings_for
+from trainers.unpack import cached, settings_for
 
 REFUSED = "this merge can't be made"
+WRONG = "the merged model isn't what the adapters on the base are"
 ROOM = 1 << 18  # bytes of a single file's header kept free for the receipt, besides those for each tensor
 
 
@@ -59,12 +61,17 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Merged:
-    """A result under its final name: how far its answers are from the rack's, and what there is to know."""
+    """A result under its final name: how far its numbers and answers are off, and what there is to know."""
 
     path: Path
     compared: list[Compared]
-    modules: int
+    proof: Proof
     notes: list[str]
+
+    @property
+    def modules(self) -> int:
+        """How many of them adapters have changed."""
+        return self.proof.modules
 
 
 def merge(
@@ -76,29 +83,37 @@ def merge(
     config: str | None = None,
     partial: bool = False,
     overwrite: bool = False,
+    digests: Mapping[str, str] | None = None,
     ask: Ask = fresh,
 ) -> Merged:
     """Merge adapters into a base and prove the result. Raises StyloraError, and then nothing is left under `out`.
 
     `dtype` is a key of DTYPES; `config` the diffusers folder whose settings and tokenizer a single file goes with;
-    `ask` gives the answers of the result on disk.
+    `digests` are those that parts of the base must have (StableDiffusion.digest); `ask` gives the answers of the
+    result on disk.
     """
     weights = open_base(base)
+    sweep(out)
     _check(weights, uses, out, dtype, config, overwrite)
+    _check_digests(weights, config, digests or {})
     notes: list[str] = []
     parts = _ingredients(uses, weights, partial, notes)
+    if unsound := weights.unsound():
+        raise BaseError(f"{weights.root}: NaN or Inf in the base", unsound, "get the model anew")
     settings = settings_for(weights.files[0], config) if weights.single_file else {}
     with beside(out) as temp:
-        modules, stored = _write(weights, temp, parts, DTYPES[dtype], notes)
+        stored = _write(weights, temp, parts, DTYPES[dtype], notes)
+        proof = _prove(weights, temp, parts, DTYPES[dtype], notes)
         probe, live, bare = _ask_rack(weights.root, parts, settings)
         compared = receipt.compare(live, bare, ask(temp, probe, settings), stored)
         if faults := [fault for one in compared for fault in one.faults()]:
             step = "nothing was kept; merge with --dtype fp32, which rounds least"
-            raise RunError("the merged model isn't what the adapters on the base are", faults, step)
-        facts = {"base": {"name": base, "files": _base_digests(weights)}, "adapters": [part.facts() for part in parts],
-                 "dtype": dtype, "stored": stored, "modules": modules, "versions": _versions()}  # fmt: skip
-        _seal(temp, facts | receipt.record(probe, live, compared, settings))
-    return Merged(out, compared, modules, notes)
+            raise RunError(WRONG, faults, step)
+        named = {"name": _name_of(base, weights), "files": _base_digests(weights)}
+        facts = {"base": named, "adapters": [part.facts() for part in parts], "dtype": dtype, "stored": stored,
+                 "proof": proof.facts(), "versions": _versions()}  # fmt: skip
+        receipt.seal(temp, facts | receipt.record(probe, live, compared, settings))
+    return Merged(out, compared, proof, notes)
 
 
 # --- before anything is written --------------------------------------------------------------------------------------
@@ -141,28 +156,51 @@ def _in_the_way(out: Path, overwrite: bool) -> str:
     return "" if replaceable and not out.is_symlink() else f"--out {out}: exists, and is no merged model"
 
 
+def _check_digests(weights: Weights, config: str | None, wanted: Mapping[str, str]) -> None:
+    """Raises BaseError unless the base's parts have these digests; a single file's are those of its diffusers form."""
+    if not wanted:
+        return
+    folder = cached(weights.root, config) if weights.single_file else weights.root
+    family = StableDiffusion(folder, device="cpu")
+    faults = [f"{part}: sha256 is {got[:12]}, wanted {digest[:12]}"
+              for part, digest in wanted.items() if (got := family.digest(part)) != digest]  # fmt: skip
+    if faults:
+        raise BaseError(f"{weights.root}: not the base of the recipe", faults, "name the right one with --base")
+
+
+def _check_use(use: Use, content: str) -> None:
+    """Raises AdapterError unless it is the recipe's adapter: the same file, else the same numbers."""
+    if use.sha256 and use.sha256 == digest(use.path):
+        return
+    key, wanted, got = ("digest", use.digest, content) if use.digest else ("sha256", use.sha256, digest(use.path))
+    if wanted not in ("", got):
+        fault = f"its {key} is {got[:12]}, wanted {wanted[:12]}"
+        raise AdapterError(f"{use.path}: isn't the adapter of the recipe", [fault], "name the right file")
+
+
 def _ingredients(uses: Sequence[Use], weights: Weights, partial: bool, notes: list[str]) -> list[Ingredient]:
     """The adapters as they act on the base. Raises AdapterError: one doesn't fit (unless `partial`), or comes twice."""
     parts: dict[str, Ingredient] = {}
     for use in uses:
         adapter, ledger = fitted(use.path, weights.shapes, partial=partial, weight_of=weights.weight)
         key = content_digest(adapter)
-        if use.digest not in ("", key):
-            fault = f"sha256 of its numbers is {key[:12]}, wanted {use.digest[:12]}"
-            raise AdapterError(f"{use.path}: isn't the adapter of the recipe", [fault], "name the right file")
+        _check_use(use, key)
         if key in parts:
             raise AdapterError(f"{use.path}: stands there twice", next_step="name it once, with the sum of the weights")
         if not ledger.whole:
             notes.append(f"{use.path.name}: {ledger.share:.1%} of its energy acts in this base")
         parts[key] = Ingredient(use, adapter)
+    acting = (pair for part in parts.values() for path, pair in part.adapter.pairs.items() if part.gain(path))
+    if not any(bool(pair.up.any() and pair.down.any()) for pair in acting):
+        raise ConfigError(REFUSED, ["every weight is 0, or every number: nothing would change"], "give a weight")
     return list(parts.values())
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _write(weights: Weights, temp: Path, parts: Sequence[Ingredient], dtype: str, notes: list[str]) -> tuple[int, str]:
-    """Write all of the merged model but its receipt; gives (changed modules, the coarsest dtype of changed tensors)."""
+def _write(weights: Weights, temp: Path, parts: Sequence[Ingredient], dtype: str, notes: list[str]) -> str:
+    """Write all of the merged model but its receipt; gives the coarsest dtype of the changed tensors."""
     changed = sorted({path for part in parts for path in part.adapter.pairs if part.gain(path)})
     modules: dict[tuple[Path, str], list[str]] = defaultdict(list)  # (file, tensor) -> the modules that lie in it
     for path in changed:
@@ -181,7 +219,7 @@ def _write(weights: Weights, temp: Path, parts: Sequence[Ingredient], dtype: str
         room = ROOM + 3 * receipt.SHORT * len(file.entries) if weights.single_file else 0
         rewrite(file, target, {key: _sum(weights, paths, parts) for key, paths in here.items()}, dtype, room)
         stored |= {dtype or file.entries[key].dtype for key in here}
-    return len(changed), max(stored, key=lambda name: receipt.UNIT[name], default=dtype or "F32")
+    return max(stored, key=lambda name: UNIT[name])
 
 
 def _sum(weights: Weights, paths: Sequence[str], parts: Sequence[Ingredient]) -> Change:
@@ -202,6 +240,21 @@ def _sum(weights: Weights, paths: Sequence[str], parts: Sequence[Ingredient]) ->
 # --- the receipt -----------------------------------------------------------------------------------------------------
 
 
+def _prove(weights: Weights, temp: Path, parts: Sequence[Ingredient], dtype: str, notes: list[str]) -> Proof:
+    """Every tensor of the result against base and adapters. Raises RunError: one is something else, or none changed."""
+    proof = prove(weights, open_base(temp), [(part.adapter, part.use.gain) for part in parts], dtype)
+    if proof.faults:
+        raise RunError(WRONG, proof.faults, "nothing was kept; check disk and memory, and merge again")
+    small = len(proof.eaten)
+    if small == proof.modules:
+        fault = f"{small} modules: not one stored number changed"
+        raise RunError("rounding has eaten the adapters", [fault], "nothing was kept; merge with --dtype fp32")
+    if small:
+        shown = f"{', '.join(proof.eaten[:3])}{f' and {small - 3} more' if small > 3 else ''}"
+        notes.append(f"too small a change to move any stored number: {shown}")
+    return proof
+
+
 def _ask_rack(base: Path, parts: Sequence[Ingredient], settings: Mapping[str, bytes]) -> tuple[Probe, Answers, Answers]:
     """(the question, the answers of base + rack, those of the bare base)."""
     words = ", ".join(part.adapter.info.trigger for part in parts if part.adapter.info.trigger)
@@ -212,6 +265,11 @@ def _ask_rack(base: Path, parts: Sequence[Ingredient], settings: Mapping[str, by
         with Rack(family.parts()) as rack:
             rack.set([{rack.add(part.adapter): part.use.gain for part in parts}])
             return probe, answers(family, probe), bare
+
+
+def _name_of(base: str, weights: Weights) -> str:
+    """What the receipt calls the base: an alias or hub id as it is; of a path the last part, as disks are private."""
+    return weights.root.resolve().name if base not in EMBEDDED and Path(base).expanduser().exists() else base
 
 
 def _base_digests(weights: Weights) -> dict[str, str]:
@@ -226,21 +284,3 @@ def _versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
-
-
-def _seal(temp: Path, facts: receipt.Receipt) -> None:
-    """Write the receipt into the merged model: a file of its folder, or the room left in the header."""
-    model = open_base(temp)
-    sealed = receipt.sealed(facts | {"contents": receipt.contents(model)})
-    if not model.single_file:
-        (temp / receipt.FILE).write_text(json.dumps(sealed, indent=1, sort_keys=True))
-        return
-    file = model.files[0]
-    names = {key: (entry.dtype, entry.shape) for key, entry in file.entries.items()}
-    head = tensorfile.header(names, metadata_of(file) | {receipt.ENTRY: json.dumps(sealed)}, file.data)
-    if len(head) != file.data:
-        raise RunError(f"the receipt takes {len(head) - file.data} bytes more than the header has room for")
-    with temp.open("r+b") as stream:
-        stream.write(head)
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,15 +21,15 @@ import torch
 from torch import Tensor
 
 from studio.merge.probe import Answers, Probe, fresh
-from studio.merge.rewrite import STALE
+from studio.merge.rewrite import STALE, UNIT, metadata_of
 from studio.merge.weights import Weights, open_base
+from trainers import tensorfile
 from trainers.digests import digest_of_file
 from trainers.errors import BaseError, RunError
 from trainers.lora.files import raw
 from trainers.tensorfile import TensorFile
 
 FILE, ENTRY = "stylora_receipt.json", "stylora.receipt"
-UNIT = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}  # largest relative error of rounding once
 FLOOR = 1e-4  # two ways of adding up in float32, on any two machines
 ROUNDINGS = 8  # how many roundings of the weights the outputs may be off by
 KEPT = 2048  # numbers of each answer that the receipt keeps
@@ -175,6 +176,24 @@ def _own_digest(receipt: Receipt) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+def seal(temp: Path, facts: Receipt) -> None:
+    """Write the receipt into the merged model: a file of its folder, or the room left in the header."""
+    model = open_base(temp)
+    whole = sealed(facts | {"contents": contents(model)})
+    if not model.single_file:
+        (temp / FILE).write_text(json.dumps(whole, indent=1, sort_keys=True))
+        return
+    file = model.files[0]
+    names = {key: (entry.dtype, entry.shape) for key, entry in file.entries.items()}
+    head = tensorfile.header(names, metadata_of(file) | {ENTRY: json.dumps(whole)}, file.data)
+    if len(head) != file.data:
+        raise RunError(f"the receipt takes {len(head) - file.data} bytes more than the header has room for")
+    with temp.open("r+b") as stream:
+        stream.write(head)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def read(model: Weights) -> Receipt:
     """The receipt that a merged model carries. Raises RunError: there is none, or it was changed."""
     step = "only models that `stylora merge` has made carry one"
@@ -214,6 +233,7 @@ def verify(path: Path, ask: Ask = fresh) -> tuple[Receipt, list[Compared]]:
         raise RunError(f"{path}: can't be verified: {error.what}", error.faults, error.next_step) from None
     receipt = read(model)
     try:
+        story(receipt)
         then, probe, live, settings = _asked(receipt)
         faults = differences(receipt["contents"], model)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -227,6 +247,20 @@ def verify(path: Path, ask: Ask = fresh) -> tuple[Receipt, list[Compared]]:
     if faults := [fault for one in now for fault in one.faults()]:
         raise RunError(f"{path}: its answers aren't those of the adapters on the base", faults, "merge it again")
     return receipt, now
+
+
+def story(receipt: Receipt) -> tuple[str, str]:
+    """In words: what the model is ("tiny-sd with ink at 0.8"), and how the merge was proved ("" in old receipts)."""
+    names = [f"{one['name']} at {one['weight']:g}" for one in receipt["adapters"]]
+    return f"{receipt['base']['name']} with {', '.join(names)}", proved(receipt["proof"]) if "proof" in receipt else ""
+
+
+def proved(proof: Mapping[str, Any]) -> str:
+    """What was proved tensor by tensor, in words; of the receipt's entry or of Proof.facts()."""
+    return (
+        f"{proof['modules']} modules are base + adapters, number by number: off by at most {proof['worst']:.2f} of what"
+        f" rounding allows ({proof['where']}); {proof['others']} other tensors are the base's own"
+    )
 
 
 def _asked(receipt: Receipt) -> tuple[list[Compared], Probe, Answers, dict[str, bytes]]:

@@ -6,6 +6,7 @@ Try it: python -c "from studio.merge.rewrite import *; print(DTYPES)"
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from trainers.tensorfile import FLOATS, TensorFile
 
 DTYPES = {"keep": "", "fp16": "F16", "bf16": "BF16", "fp32": "F32"}  # what people write -> what safetensors does
 STALE = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".gguf")
+UNIT = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}  # largest relative error of rounding once
 HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")  # of the base's tensors, untrue of the result
 
 Change = Callable[[Tensor], Tensor]  # of a whole tensor of a file, in float32 (float64 where it is stored so), in place
@@ -30,15 +32,12 @@ Change = Callable[[Tensor], Tensor]  # of a whole tensor of a file, in float32 (
 @contextmanager
 def beside(out: Path) -> Iterator[Path]:
     """A path beside `out` to write to; it takes the name `out` when all went well, else it is removed."""
-    temp, old = (out.with_name(f".{out.stem}.{os.getpid()}.{end}{out.suffix}") for end in ("part", "old"))
+    temp = _hidden(out, "part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sweep(out)
         yield temp
-        if out.is_dir():  # a folder can't be renamed over a folder
-            out.rename(old)
-        temp.replace(out)
-        remove(old)
+        _replace(temp, out)
     except OSError as error:
         step = "free some space, or name another --out"
         raise RunError(f"{out}: can't be written: {error.strerror or error}", next_step=step) from error
@@ -46,12 +45,41 @@ def beside(out: Path) -> Iterator[Path]:
         remove(temp)
 
 
+def _hidden(out: Path, end: str) -> Path:
+    return out.with_name(f".{out.stem}.{os.getpid()}.{end}{out.suffix}")
+
+
+def _replace(temp: Path, out: Path) -> None:
+    """Rename `temp` to `out`. No folder can be renamed over another: an old one goes aside, and back on failure."""
+    old = _hidden(out, "old")
+    if out.is_dir():
+        out.rename(old)
+    try:
+        temp.replace(out)
+    finally:
+        if old.exists() and not os.path.lexists(out):
+            _put_back(old, out)
+    remove(old)
+
+
 def sweep(out: Path) -> None:
-    """Remove what processes that were killed have left beside `out`."""
-    for path in out.parent.glob(f".{out.stem}.*.part{out.suffix}"):
-        number = path.name.removeprefix(f".{out.stem}.").partition(".")[0]
-        if number.isdecimal() and not _runs(int(number)):
-            remove(path)
+    """Clear up what killed processes have left beside `out`: half a result goes, a model put aside comes back."""
+    ours = re.compile(rf"\.{re.escape(out.stem)}\.(\d+)\.(part|old){re.escape(out.suffix)}")
+    for path in sorted(out.parent.glob(".*")):
+        found = ours.fullmatch(path.name)
+        if not found or _runs(int(found[1])):
+            continue
+        if found[2] == "old" and not os.path.lexists(out):
+            _put_back(path, out)
+        remove(path)
+
+
+def _put_back(old: Path, out: Path) -> None:
+    try:
+        old.rename(out)
+    except OSError as error:
+        fault = f"{old}: {error.strerror or error}"
+        raise RunError(f"{out}: what was there lies aside and can't be put back", [fault], "rename it") from error
 
 
 def _runs(process: int) -> bool:

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from trainers import bases, single_file, tensorfile
@@ -83,6 +84,11 @@ class Weights:
     def weight(self, path: str) -> Tensor:
         """The weight of a module, by its canonical path, in the dtype it is stored in. KeyError: there is none."""
         return self.tensors[f"{path}.weight"].tensor()
+
+    def unsound(self) -> list[str]:
+        """The tensors with a number in them that is none; one is read at a time."""
+        floats = (name for name, source in self.tensors.items() if source.dtype in tensorfile.FLOATS)
+        return [name for name in floats if not bool(torch.isfinite(self.tensors[name].tensor()).all())]
 
 
 def is_layer(name: str, source: Source) -> bool:
