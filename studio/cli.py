@@ -28,7 +28,7 @@ def demo(
     ] = None,
     sets: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="any setting of `stylora train`")] = [],  # noqa: B006
 ) -> None:
-    """Train a sample style on the embedded base and show before and after; about two minutes on two cores."""
+    """Train a sample style on the embedded base and show before and after; a minute or two on two idle cores."""
     from studio import demo as show
 
     out = out or show.free_folder(Path("runs/demo"))

@@ -181,6 +181,14 @@ def test_adapters_written_as_text_are_drawn_again(common: list[str], tiny_base: 
     assert "same pixels" in shown("again", "b.png").stdout
 
 
+def test_half_a_picture_is_told_before_anything_is_drawn(common: list[str]) -> None:
+    shown("generate", *common, "--out", "a.png")
+    Path("b.png").write_bytes(Path("a.png").read_bytes()[:-40])
+    message = shown("again", "b.png", code=1).stderr
+    assert message.startswith("Error: b.png: can't be read")
+    assert not Path("b-again.png").exists()
+
+
 def test_compare() -> None:
     one, other = Image.new("RGB", (4, 4), (9, 9, 9)), Image.new("RGB", (4, 4), (9, 9, 9))
     assert str(compare(one, other)) == "same pixels"

@@ -31,7 +31,8 @@ def test_nothing_is_written_over_unasked(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"mine")
     with pytest.raises(RunError) as caught:
         targets_of(tmp_path / "boat.png", 3, False)
-    assert caught.value.faults == (f"{tmp_path}/boat-1.png exists", f"{tmp_path}/boat-3.png exists")
+    said = "exists; add --overwrite to write over it"
+    assert caught.value.faults == (f"{tmp_path}/boat-1.png {said}", f"{tmp_path}/boat-3.png {said}")
     assert len(targets_of(tmp_path / "boat.png", 3, True)) == 3
     assert targets_of(tmp_path / "ship.png", 1, False)
     with pytest.raises(RunError):
@@ -88,11 +89,10 @@ def test_the_png_says_how_it_was_made(tmp_path: Path) -> None:
     write(place / "new" / "a.png", made)
     with Image.open(place / "new" / "a.png") as opened:
         prompt, negative, fields = parsed(opened.info["parameters"])
-    assert prompt == "a blue boat, at night <lora:ink:0.8> <lora:b:1:0.4>"
+    assert prompt == "a blue boat, at night <lora:ink:0.8> <lora:b:0.4:1>"
     assert negative == "blurry, dark"
     assert fields == {
         "Steps": "12",
-        "Sampler": "the base's own",
         "CFG scale": "7.5",
         "Seed": "41",
         "Size": "16x24",

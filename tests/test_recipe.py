@@ -92,8 +92,8 @@ def test_all_faults_at_once(place: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("count", 0), ("steps", -1), ("seed", -1), ("seed", 2**63), ("guidance", -0.5), ("guidance", float("nan")),
-     ("guidance", float("inf")), ("sampler", "ddmi")],
+    [("count", 0), ("steps", -1), ("steps", 1001), ("seed", -1), ("seed", 2**63), ("guidance", -0.5),
+     ("guidance", float("nan")), ("guidance", float("inf")), ("sampler", "ddmi")],
 )  # fmt: skip
 def test_each_number_has_its_limits(key: str, value: object) -> None:
     (fault,) = replace(Recipe("a"), **{key: value}).faults()  # type: ignore[arg-type]
@@ -122,4 +122,7 @@ def test_parse_size() -> None:
     assert parse_size("64X32") == (64, 32)
     for text in ("", "512", "512x", "x512", "512x512x512", "-8x8", "0x64", "8.5x8", "²x8", "a x b"):
         with pytest.raises(ConfigError, match="wanted WIDTHxHEIGHT"):
+            parse_size(text)
+    for text in ("8200x8", "64x100000"):
+        with pytest.raises(ConfigError, match="sides of at most 8192"):
             parse_size(text)

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import single_file
+from safetensors.torch import save_file
 
 from studio.merge.weights import open_base
 from trainers import bases, tensorfile, unpack
@@ -73,3 +75,10 @@ def test_a_full_disk_leaves_nothing_in_the_cache(
     with pytest.raises(BaseError, match="No space left"):
         bases.find(str(single_file(tiny_base, tmp_path / "one.safetensors")))
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_an_adapter_in_a_bases_place_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "ink.safetensors"
+    save_file({"lora_unet_conv_in.lora_down.weight": torch.ones(1, 4, 3, 3)}, path)
+    with pytest.raises(BaseError, match="no checkpoint but an adapter; give it with --adapter"):
+        bases.find(str(path))

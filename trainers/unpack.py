@@ -53,6 +53,10 @@ def settings_for(file: TensorFile, config: str | None = None) -> Settings:
     """
     if any(key.startswith(single_file.SDXL) for key in file.entries):
         raise BaseError(f"{file.path}: this is an SDXL checkpoint, and SDXL can't be run yet", next_step="use SD 1.x")
+    if not single_file.pieces(file.entries):
+        what = "an adapter; give it with --adapter" if any("lora" in key for key in file.entries) else "something else"
+        fault = f"its {len(file.entries)} tensors: {', '.join(sorted(file.entries)[:2])}, …"
+        raise BaseError(f"{file.path}: no checkpoint but {what}", [fault], "name a base: tiny-sd, sd15, a folder")
     names = [config] if config else list(GUESSES)
     faults = []
     for name in names:

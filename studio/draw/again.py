@@ -45,6 +45,7 @@ def recall(picture: Path, base: str | None = None, adapters: Path | None = None)
     """
     if picture.suffix.lower() != ".png":
         raise ConfigError(f"{picture}: no PNG", next_step="name a picture that stylora has drawn")
+    _check_pixels(picture)
     faults: list[str] = []
     table = parse(recipe.text_of(picture), str(picture))
     rows, named = table.get("adapter"), table.get("base")
@@ -62,6 +63,17 @@ def recall(picture: Path, base: str | None = None, adapters: Path | None = None)
     except ConfigError as error:
         step = "`stylora again --help` says how adapters and bases that moved are found"
         raise ConfigError(f"{picture}: can't be drawn again", error.faults, step) from error
+
+
+def _check_pixels(picture: Path) -> None:
+    """Raises ConfigError where the pixels that the new ones are to be compared with can't be read."""
+    try:
+        with Image.open(picture) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of them
+        reason = getattr(error, "strerror", None) or "not a whole picture"
+        step = "its recipe may be whole: `stylora generate --recipe PICTURE.png --out …`"
+        raise ConfigError(f"{picture}: can't be read: {reason}", next_step=step) from error
 
 
 def find(row: Any, folder: Path, below: Path | None) -> Any:

@@ -22,6 +22,16 @@ from studio.draw.use import Use
 from trainers import checkpoint
 from trainers.errors import ConfigError, RunError
 
+SAMPLER_NAMES = {
+    "ddim": "DDIM",
+    "euler": "Euler",
+    "euler-a": "Euler a",
+    "dpm++2m": "DPM++ 2M",
+    "dpm++2m-karras": "DPM++ 2M Karras",
+    "unipc": "UniPC",
+    "pndm": "PLMS",
+}  # fmt: skip  (as A1111 calls them)
+
 
 def asked(
     file: Path | None,
@@ -70,8 +80,12 @@ def check_free(paths: Sequence[Path], overwrite: bool) -> None:
     if folders := [path for path in paths if path.is_dir()]:
         raise RunError("a folder is in the way", [f"{path} is a folder" for path in folders], "name another --out")
     if not overwrite and (there := [path for path in paths if path.exists()]):
-        step = "name another --out, or add --overwrite"
-        raise RunError("that would write over other files", [f"{path} exists" for path in there], step)
+        step = "name another --out"
+        raise RunError(
+            "that would write over other files",
+            [f"{path} exists; add --overwrite to write over it" for path in there],
+            step,
+        )
 
 
 def parameters_text(picture: Picture) -> str:
@@ -82,7 +96,7 @@ def parameters_text(picture: Picture) -> str:
         lines.append(f"Negative prompt: {asked.negative}")
     fields = {
         "Steps": asked.steps,
-        "Sampler": asked.sampler or "the base's own",
+        "Sampler": SAMPLER_NAMES.get(asked.sampler or "", asked.sampler),
         "CFG scale": f"{asked.guidance:g}",
         "Seed": asked.seed,
         "Size": "{}x{}".format(*asked.size or picture.image.size),
@@ -91,15 +105,16 @@ def parameters_text(picture: Picture) -> str:
     }
     if asked.adapters:
         fields["Lora hashes"] = '"' + ", ".join(f"{use.title}: {use.sha256[:12]}" for use in asked.adapters) + '"'
-    lines.append(", ".join(f"{name}: {value}" for name, value in {**fields, "Version": "stylora"}.items()))
+    said = {name: value for name, value in {**fields, "Version": "stylora"}.items() if value is not None}
+    lines.append(", ".join(f"{name}: {value}" for name, value in said.items()))
     return "\n".join(lines)
 
 
 def _tag(use: Use) -> str:
-    """`<lora:ink:0.8>`, with a third part where the text encoder has a weight of its own."""
+    """`<lora:ink:0.8>`; a text encoder's own weight comes first, as A1111 reads it: `<lora:ink:0.4:0.8>`."""
     gain = use.gain
-    text = "" if gain.text_encoder is None else f":{gain.text_encoder:g}"
-    return f"<lora:{use.title}:{gain.weight:g}{text}>"
+    text = "" if gain.text_encoder is None else f"{gain.text_encoder:g}:"
+    return f"<lora:{use.title}:{text}{gain.weight:g}>"
 
 
 def write(path: Path, picture: Picture) -> None:

@@ -23,6 +23,8 @@ from trainers.errors import ConfigError
 CHUNK = "stylora"  # the PNG's text chunk that holds the recipe
 REFUSED = "these pictures can't be made"
 MOST = 1024  # pictures in a batch
+MOST_STEPS = 1000
+MOST_SIDE = 8192  # pixels; far above what any base of these families can draw, far below what would take the machine
 KINDS: Kinds = {
     "prompt": str, "negative": str, "base": str, "seed": int, "count": int, "steps": int, "guidance": float,
     "size": str, "sampler": str, "partial": bool, "adapter": list, "grid": dict, "digests": dict, "made": dict,
@@ -80,6 +82,8 @@ class Recipe:
         least = {"count": 1, "steps": 1, "seed": 0}
         got = {key: getattr(self, key) for key in least}
         found = [f"{key}: got {got[key]}, wanted at least {low}" for key, low in least.items() if got[key] < low]
+        if self.steps > MOST_STEPS:
+            found.append(f"steps: got {self.steps}, wanted at most {MOST_STEPS}, as many as the base was trained on")
         if self.seed + self.count > 2**63:
             found.append(f"seed: got {self.seed}, wanted less than 2^63")
         if not 0 <= self.guidance < math.inf:
@@ -200,6 +204,8 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     width, _, height = text.lower().partition("x")
     if not all(side.isascii() and side.isdecimal() and int(side) > 0 for side in (width, height)):
         raise ConfigError(f"size {text}: wanted WIDTHxHEIGHT in pixels", next_step="write for example 512x768")
+    if max(int(width), int(height)) > MOST_SIDE:
+        raise ConfigError(f"size {text}: wanted sides of at most {MOST_SIDE}", next_step="write for example 512x768")
     return int(width), int(height)
 
 
