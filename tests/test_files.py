@@ -158,7 +158,18 @@ def test_export_writes_beside_the_file(path: Path, tmp_path: Path) -> None:
 
 
 def test_export_with_dtype_and_rank(path: Path, tmp_path: Path) -> None:
-    result = run("export", path, "--to", "diffusers", "--dtype", "bf16", "--rank", "1", "--out", tmp_path / "new" / "x.safetensors")
+    result = run(
+        "export",
+        path,
+        "--to",
+        "diffusers",
+        "--dtype",
+        "bf16",
+        "--rank",
+        "1",
+        "--out",
+        tmp_path / "new" / "x.safetensors",
+    )
     assert "bfloat16" in result.output
     assert "converted: LoRA, cut to rank 1:" in result.output
     assert {t.dtype for t in load_file(tmp_path / "new" / "x.safetensors").values()} == {torch.bfloat16}
