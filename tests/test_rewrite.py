@@ -73,10 +73,13 @@ def test_copies_of_the_old_weights_are_left_out(tiny_base: Path, tmp_path: Path)
         (base / name).write_bytes(b"old")
     (base / ".cache").mkdir()
     (base / ".cache" / "x.json").write_text("{}")
+    for name in ("README.md", "samples.png", "LICENSE.txt"):
+        (base / name).write_text("of the base")
     left = copy_rest(open_base(base), tmp_path / "out", "stylora_receipt.json")
     assert left == ["unet/diffusion_pytorch_model.fp16.safetensors", "vae/model.bin", "whole.safetensors"]
     assert (tmp_path / "out" / "safe" / "model.bin").read_bytes() == b"old"
     assert not (tmp_path / "out" / ".cache").exists()
+    assert {file.name for file in (tmp_path / "out").iterdir() if file.is_file()} == {"model_index.json", "LICENSE.txt"}
     assert (tmp_path / "out" / "unet" / "config.json").is_file()
 
 

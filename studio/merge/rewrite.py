@@ -100,8 +100,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+OF_ANY_MODEL = ("model_index.json", "LICENSE", "license")  # files at a base's top that hold for the merged model too
+
+
 def copy_rest(weights: Weights, out: Path, besides: str) -> list[str]:
-    """Copy a folder's other files; gives the names of those left out, as they hold the unchanged weights once more."""
+    """Copy a folder's other files, but for the base's own papers (README, pictures, curves).
+
+    Gives the names of those left out because they hold the unchanged weights once more.
+    """
     known, left = {file.path for file in weights.files}, []
     for path in sorted(weights.root.rglob("*")):
         name = path.relative_to(weights.root)
@@ -109,6 +115,8 @@ def copy_rest(weights: Weights, out: Path, besides: str) -> list[str]:
             continue
         if path.suffix in STALE and (len(name.parts) == 1 or name.parts[0] in STEMS):
             left.append(str(name))
+            continue
+        if len(name.parts) == 1 and not name.name.startswith(OF_ANY_MODEL):  # what tells of the base alone
             continue
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, out / name)
