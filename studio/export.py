@@ -16,13 +16,12 @@ from pathlib import Path
 
 import torch
 
+from trainers.devices import DTYPES
 from trainers.errors import AdapterError
 from trainers.lora.adapter import Adapter, read
 from trainers.lora.files import parts_on_disk
 from trainers.lora.formats import FORMATS
 from trainers.lora.kinds import Entry, WeightOf
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ def anatomy(
 ) -> None:
     """Say what an adapter is made of: how much it changes each block, and which rank each block needs."""
     from studio.look.anatomy import anatomy as look
+    from studio.merge.weights import open_base
 
-    weights = _weights(base) if base else None
+    weights = open_base(base) if base else None
     ((name, adapter),) = opened([file], lambda: free(out, overwrite), weights=weights).items()
     found = look(adapter, _weight_norm(weights, adapter) if weights else None)
     if out:
@@ -78,12 +79,6 @@ def _rank_advice(file: Path, total: Part) -> str:
         return f"A rank below its {total.rank} keeps less than 99 % of the energy."
     command = escape(f"stylora resize {file} --rank {needed}")
     return f"Rank {needed} of {total.rank} keeps 99 % of the energy. Next: [bold]{command}[/]"
-
-
-def _weights(base: str) -> Weights:
-    from studio.merge.weights import open_base
-
-    return open_base(base)
 
 
 def _weight_norm(weights: Weights, adapter: Adapter) -> Callable[[str], float]:

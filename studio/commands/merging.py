@@ -89,19 +89,17 @@ def extract(
     overwrite: Annotated[bool, typer.Option(help="write over a file that is there")] = False,
 ) -> None:
     """Take the difference of two models as an adapter, with the error of each module stated."""
-    import torch
-
     from studio.merge import extract as extracting
+    from trainers.devices import DTYPES
     from trainers.errors import ConfigError
 
-    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-    if dtype not in dtypes:
-        raise ConfigError(f"dtype: got {dtype}, wanted one of {', '.join(dtypes)}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype: got {dtype}, wanted one of {', '.join(DTYPES)}")
     if out.exists() and not overwrite:
         raise ConfigError(f"--out {out}: exists", next_step="name another, or add --overwrite")
-    found = extracting.extract(tuned, base, rank, energy=energy, targets=targets, dtype=dtypes[dtype])
+    found = extracting.extract(tuned, base, rank, energy=energy, targets=targets, dtype=DTYPES[dtype])
     out.parent.mkdir(parents=True, exist_ok=True)
-    found.adapter.save(out, dtype=dtypes[dtype])
+    found.adapter.save(out, dtype=DTYPES[dtype])
     columns = ("block", "modules", "ranks", "share of the difference", "energy lost")
     table("what the adapter holds", columns, extracting.by_block(found))
     show_notes(extracting.notes(found))

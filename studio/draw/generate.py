@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from studio.draw.recipe import DIGESTS, Made, Recipe
+from studio.draw.recipe import DIGESTS, Made, Recipe, digest_faults
 from studio.draw.use import Use, located
 from trainers import bases, devices
 from trainers.errors import AdapterError, BaseError, ConfigError
@@ -62,8 +62,7 @@ def load(recipe: Recipe, device: str = "auto") -> Easel:
     family = StableDiffusion(folder, device=machine.device, dtype=machine.frozen_dtype)
     check_size(family, recipe.size)
     digests = {part: family.digest(part) for part in DIGESTS}
-    if other := [part for part, wanted in recipe.digests.items() if wanted != digests[part]]:
-        faults = [f"{part}: sha256 is {digests[part][:12]}, wanted {recipe.digests[part][:12]}" for part in other]
+    if faults := digest_faults(recipe.digests, digests):
         raise BaseError(f"base {recipe.base}: not the one of the recipe", faults, "name the right one with --base")
     rack = Rack(family.parts())
     uses, notes = _hang(rack, recipe)
@@ -114,16 +113,10 @@ def _fitted(rack: Rack, path: Path, partial: bool) -> tuple[Adapter, Ledger]:
 
 
 def _check_use(wanted: Use, got: Use, others: Sequence[Use]) -> None:
-    """Raises AdapterError unless it is the adapter that was promised, and no other is the same.
-
-    The same file is the same adapter, whatever digest its numbers have: DoRA's conversion (an SVD) rounds otherwise
-    with other threads. Of another file the numbers must be the same.
-    """
-    key = "digest" if wanted.digest else "sha256"
-    pinned, found = getattr(wanted, key), getattr(got, key)
-    if wanted.sha256 != got.sha256 and pinned and pinned != found:
+    """Raises AdapterError unless it is the adapter that was promised, and no other is the same."""
+    if why := wanted.mismatch(got):
         raise AdapterError(
-            f"{got.path}: not the adapter of the recipe: its {key} is {found[:12]}, wanted {pinned[:12]}",
+            f"{got.path}: not the adapter of the recipe: {why}",
             next_step="name the right one with --adapter (of `again`: --adapters FOLDER), or take digest and sha256 "
             "out of the recipe",
         )

@@ -197,6 +197,15 @@ def base_in(folder: Path, base: str) -> str:
     return str(located(path)) if base not in EMBEDDED and path.exists() else base
 
 
+def digest_faults(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """A line for each part of the base whose digest isn't the recipe's; `found` has all the parts of `wanted`."""
+    return [
+        f"{part}: sha256 is {found[part][:12]}, wanted {digest[:12]}"
+        for part, digest in wanted.items()
+        if digest != found[part]
+    ]
+
+
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """`512x768` -> (512, 768). Raises ConfigError."""
     if text is None:

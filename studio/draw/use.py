@@ -44,6 +44,18 @@ class Use:
     def title(self) -> str:
         return self.name or self.path.stem
 
+    def mismatch(self, found: Use) -> str:
+        """Why the adapter that was found, both its digests known, isn't the one pinned here; "" if it is.
+
+        The same file is the same adapter, whatever digest its numbers have: DoRA's conversion (an SVD) rounds otherwise
+        with other threads. Of another file the numbers must be the same.
+        """
+        key = "digest" if self.digest else "sha256"
+        pinned, got = getattr(self, key), getattr(found, key)
+        if self.sha256 == found.sha256 or pinned in ("", got):
+            return ""
+        return f"its {key} is {got[:12]}, wanted {pinned[:12]}"
+
 
 def parse_use(text: str, folder: Path = Path()) -> Use:
     """`FILE[:WEIGHT][:te=W][:blocks=…][:schedule=…]`, the parts in any order; a run's or PEFT folder for FILE.

@@ -12,13 +12,14 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from studio.draw.recipe import digest_faults
 from studio.draw.use import Use
 from studio.merge import receipt
 from studio.merge.probe import Answers, Probe, answers, family_of, fresh, probe_for
@@ -42,7 +43,7 @@ ROOM = 1 << 18  # bytes of a single file's header kept free for the receipt, bes
 
 @dataclass(frozen=True)
 class Ingredient:
-    """An adapter as it goes into the base: how it was asked for, and what of it fits."""
+    """An adapter as it goes into the base: how it was asked for, its digests known, and what of it fits."""
 
     use: Use
     adapter: Adapter
@@ -54,8 +55,8 @@ class Ingredient:
     def facts(self) -> dict[str, Any]:
         """For the receipt."""
         gain = self.use.gain
-        return {"name": self.use.title, "file": self.use.path.name, "sha256": digest(self.use.path),
-                "content": content_digest(self.adapter), "weight": gain.weight, "text_encoder": gain.text_encoder,
+        return {"name": self.use.title, "file": self.use.path.name, "sha256": self.use.sha256,
+                "content": self.use.digest, "weight": gain.weight, "text_encoder": gain.text_encoder,
                 "blocks": dict(gain.blocks)}  # fmt: skip
 
 
@@ -162,20 +163,8 @@ def _check_digests(weights: Weights, config: str | None, wanted: Mapping[str, st
         return
     folder = cached(weights.root, config) if weights.single_file else weights.root
     family = StableDiffusion(folder, device="cpu")
-    faults = [f"{part}: sha256 is {got[:12]}, wanted {digest[:12]}"
-              for part, digest in wanted.items() if (got := family.digest(part)) != digest]  # fmt: skip
-    if faults:
+    if faults := digest_faults(wanted, {part: family.digest(part) for part in wanted}):
         raise BaseError(f"{weights.root}: not the base of the recipe", faults, "name the right one with --base")
-
-
-def _check_use(use: Use, content: str) -> None:
-    """Raises AdapterError unless it is the recipe's adapter: the same file, else the same numbers."""
-    if use.sha256 and use.sha256 == digest(use.path):
-        return
-    key, wanted, got = ("digest", use.digest, content) if use.digest else ("sha256", use.sha256, digest(use.path))
-    if wanted not in ("", got):
-        fault = f"its {key} is {got[:12]}, wanted {wanted[:12]}"
-        raise AdapterError(f"{use.path}: isn't the adapter of the recipe", [fault], "name the right file")
 
 
 def _ingredients(uses: Sequence[Use], weights: Weights, partial: bool, notes: list[str]) -> list[Ingredient]:
@@ -183,13 +172,14 @@ def _ingredients(uses: Sequence[Use], weights: Weights, partial: bool, notes: li
     parts: dict[str, Ingredient] = {}
     for use in uses:
         adapter, ledger = fitted(use.path, weights.shapes, partial=partial, weight_of=weights.weight)
-        key = content_digest(adapter)
-        _check_use(use, key)
-        if key in parts:
+        own = replace(use, digest=content_digest(adapter), sha256=digest(use.path))
+        if why := use.mismatch(own):
+            raise AdapterError(f"{use.path}: isn't the adapter of the recipe", [why], "name the right file")
+        if own.digest in parts:
             raise AdapterError(f"{use.path}: stands there twice", next_step="name it once, with the sum of the weights")
         if not ledger.whole:
             notes.append(f"{use.path.name}: {ledger.share:.1%} of its energy acts in this base")
-        parts[key] = Ingredient(use, adapter)
+        parts[own.digest] = Ingredient(own, adapter)
     acting = (pair for part in parts.values() for path, pair in part.adapter.pairs.items() if part.gain(path))
     if not any(bool(pair.up.any() and pair.down.any()) for pair in acting):
         raise ConfigError(REFUSED, ["every weight is 0, or every number: nothing would change"], "give a weight")

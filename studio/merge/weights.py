@@ -121,7 +121,7 @@ def open_folder(folder: Path) -> Weights:
     for component in (part for part in STEMS if (folder / part).is_dir()):
         for file in map(tensorfile.read, weight_files(folder / component, STEMS[component])):
             files.append(file)
-            tensors |= {_full_name(component, key): Source(file, key) for key in file.entries}
+            tensors |= {canonical(component, key): Source(file, key) for key in file.entries}
     return Weights(folder, tuple(files), tensors)
 
 
@@ -140,10 +140,6 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     if odd := [name for name in names if Path(name).name != name]:
         raise BaseError(f"{index}: names files elsewhere", odd, "get the model anew")
     return [folder / name for name in names]
-
-
-def _full_name(component: str, key: str) -> str:
-    return canonical(component, key)
 
 
 def open_file(path: Path) -> Weights:
