@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers.lora.family import FAMILIES, family_of, shapes_of
+from trainers.lora.family import FAMILIES, family_of, is_text, shapes_of
 from trainers.lora.pair import LoraPair
 
 CROSS = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -43,3 +43,14 @@ def test_the_header_speaks_where_sizes_do_not(metadata: dict[str, str], family: 
 def test_shapes_of_pairs() -> None:
     pair = LoraPair(torch.ones(2, 4, 3, 3), torch.ones(8, 2, 1, 1), 1.0)
     assert shapes_of({"unet.conv_in": pair}) == {"unet.conv_in": (8, 4, 3, 3)}
+
+
+def test_a_language_model_is_none_of_them() -> None:
+    paths = {"model.model.layers.0.self_attn.q_proj": (768, 768)}  # as wide as CLIP
+    assert family_of(paths, {"ss_base_model_version": "sd_v1"}) == "lm"
+    assert (is_text(paths), is_text([TEXT, CROSS])) == (True, False)
+
+
+def test_language_models() -> None:
+    assert family_of({"model.model.layers.0.self_attn.q_proj": (768, 768)}) == "lm"
+    assert family_of({}, {"stylora.kind": "text"}) == "lm"

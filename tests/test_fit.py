@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -77,3 +79,21 @@ def test_every_pair_that_does_not_fit_is_named_with_the_reason(parts: dict[str, 
     assert "2 groups" in faults["unet.grouped"]
     assert "no such module" in faults["unet.nowhere"]
     assert fit.fitting(wrong | good, fit.shapes(parts)).keys() == {"unet.one", "unet.grouped"}
+
+
+def test_gpt2s_layers_and_packed_ones_are_taken_as_they_compute() -> None:
+    from bitsandbytes.nn import Linear8bitLt
+    from transformers.pytorch_utils import Conv1D
+
+    turned, plain = Conv1D(6, 4), nn.Linear(4, 6)
+    packed = Linear8bitLt(4, 6, has_fp16_weights=False)
+    packed.load_state_dict(plain.state_dict())
+    model = nn.ModuleDict({"turned": turned, "plain": plain, "packed": packed.to("cpu")})
+    assert fit.shapes({"model": model}) == {f"model.{name}": (6, 4) for name in ("turned", "plain", "packed")}
+    assert torch.equal(fit.weight(turned), turned.weight.T)
+    assert torch.equal(fit.weight(plain), plain.weight)
+    assert not fit.is_transposed(nn.Conv1d(4, 6, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bitsandbytes, about number formats
+        torch.testing.assert_close(fit.weight(model["packed"]), plain.weight, atol=0.01, rtol=0)
+    assert fit.locate({"model": model}, {"model.turned": pair(6, 4)})["model.turned"].module is turned

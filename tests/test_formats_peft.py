@@ -13,9 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainers.errors import AdapterError
+from trainers.lora import fit, inject
+from trainers.lora.adapter import Adapter, AdapterInfo, content_digest, read, save_dora
 from trainers.lora.fit import canonical
 from trainers.lora.formats import FORMATS, Grouped, foreign_kind, peft
+from trainers.lora.gains import Gain
 from trainers.lora.pair import LoraPair, Pairs
+from trainers.lora.rack import Rack
 
 PLAIN = {"peft_type": "LORA", "lora_alpha": 8, "r": 4}
 LAYER = "text_model.encoder.layers.0.mlp.fc1"
@@ -162,6 +166,7 @@ def test_a_language_models_folder_is_the_folder_itself() -> None:
 )
 def test_whose_adapter_a_lone_folder_is(paths: list[str], kind: str | None, component: str) -> None:
     assert peft.component_of(paths, {"auto_mapping": kind and {"base_model_class": kind}}) == component
+    assert peft.component_of(paths, {"task_type": "CAUSAL_LM"}) == "model"
 
 
 def test_a_subfolders_name_is_its_component_and_stands_in_the_keys() -> None:
@@ -180,7 +185,6 @@ def test_a_subfolders_name_is_its_component_and_stands_in_the_keys() -> None:
         ("peft_type", "LOHA"),
         ("bias", "lora_only"),
         ("modules_to_save", ["conv_out"]),
-        ("fan_in_fan_out", True),
         ("init_lora_weights", "pissa_niter_4"),
         ("lora_bias", True),
         ("alpha_pattern", {"(": 1}),
@@ -219,3 +223,152 @@ def test_a_tensors_file_without_its_folder_is_refused_and_none_is_written() -> N
     assert "adapter_config.json" in grouped.faults[0]
     with pytest.raises(AdapterError, match="is a folder"):
         FORMATS["peft"].write({}, torch.float16)
+
+
+# --- language models --------------------------------------------------------------------------------------------------
+
+LMS = ("llama", "qwen", "gpt2", "gemma")
+IDS = torch.arange(3, 43).view(2, 20)
+QUIET = pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning", "ignore:.*save_embedding_layers.*:UserWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def lm_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from tests.lms import lm
+
+    return {kind: lm(kind, tmp_path_factory.mktemp(kind)) for kind in LMS}
+
+
+def opened(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    out: Tensor = model(IDS).logits
+    return out
+
+
+@torch.no_grad()
+def racked(model: Any, adapter: Adapter) -> Tensor:
+    with Rack({"model": model}) as rack:
+        rack.set([{rack.add(adapter): Gain()}])
+        return logits(model)
+
+
+def trained(model: Any, shape: inject.Shape) -> Pairs:
+    """LoRA in all linear layers of the decoder, with numbers; it stays in the model."""
+    inject.inject("model", model, inject.targets("model", model, "all-linear"), shape, 0)
+    g = torch.Generator().manual_seed(3)
+    for name, parameter in inject.trainable("model", model):
+        if name.endswith(".up"):
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=g))
+        elif name.endswith(".magnitude"):
+            parameter.data *= torch.linspace(0.8, 1.3, len(parameter))
+    return inject.extract("model", model)
+
+
+@QUIET
+@pytest.mark.parametrize("kind", LMS)
+def test_a_language_models_folder_says_in_peft_what_the_rack_says(
+    tmp_path: Path, lm_folders: dict[str, Path], kind: str
+) -> None:
+    from peft import PeftModel
+
+    model = opened(lm_folders[kind])
+    pairs = trained(model, inject.Shape(3, 6.0, rslora=True))
+    inject.remove(model)
+    first = sorted(pairs)[0]  # a rank and an alpha of its own
+    pairs[first] = LoraPair(pairs[first].down[:2].clone(), pairs[first].up[:, :2].clone(), 1.25)
+    said = {"stylora.base": "owner/some-lm", "stylora.kind": "text"}
+    path = Adapter(pairs, AdapterInfo(said)).save(tmp_path / "made", "peft", torch.float32)
+    loaded, again = Adapter.load(path), Adapter.load(path / peft.TENSORS_FILE)
+    assert content_digest(loaded) == content_digest(Adapter(pairs)) == content_digest(again)
+    assert loaded.info.metadata.items() >= said.items()
+    config = json.loads((path / peft.CONFIG_FILE).read_text())
+    assert (config["task_type"], config["base_model_name_or_path"]) == ("CAUSAL_LM", "owner/some-lm")
+    assert config["fan_in_fan_out"] == (kind == "gpt2")
+    assert loaded.save(tmp_path / "twice", "peft", torch.float32).is_dir()
+    for name in (peft.CONFIG_FILE, peft.TENSORS_FILE):
+        assert (path / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+    wanted = racked(model, loaded)
+    assert (wanted - logits(model)).abs().max() > 0.1
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(model, path)), wanted, atol=1e-4, rtol=1e-4)
+
+
+@QUIET
+@pytest.mark.parametrize("kind", ["qwen", "gpt2"])
+def test_what_peft_saves_of_a_language_model_acts_the_same_in_the_rack(
+    tmp_path: Path, lm_folders: dict[str, Path], kind: str
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["c_attn", "mlp.c_proj"] if kind == "gpt2" else ["q_proj", "down_proj", "lm_head"]
+    config = LoraConfig(
+        r=4, lora_alpha=6, target_modules=targets, use_rslora=True, task_type="CAUSAL_LM", init_lora_weights=False,
+        alpha_pattern={targets[1]: 3}, rank_pattern={targets[0]: 2}, fan_in_fan_out=kind == "gpt2",
+    )  # fmt: skip
+    model = get_peft_model(opened(lm_folders[kind]), config).eval()
+    model.save_pretrained(tmp_path)
+    reading = read(tmp_path)
+    assert {entry.reason for entry in reading.entries} <= {"", "a copy of the base's own weight"}
+    adapter = reading.whole(tmp_path)
+    assert all(path.startswith("model.") for path in adapter.pairs)
+    assert any(path == "model.lm_head" for path in adapter.pairs) == (kind == "qwen")
+    torch.testing.assert_close(racked(opened(lm_folders[kind]), adapter), logits(model), atol=1e-4, rtol=1e-4)
+
+
+@QUIET
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_trained_dora_is_a_peft_folder_and_converts_with_the_bases_weights(
+    tmp_path: Path, lm_folders: dict[str, Path], kind: str
+) -> None:
+    from peft import PeftModel
+
+    model = opened(lm_folders[kind])
+    pairs = trained(model, inject.Shape(3, 6.0, rslora=True, dora=True))
+    wanted, magnitudes = logits(model), inject.magnitudes("model", model)
+    inject.remove(model)
+    base = logits(model)
+    assert (wanted - base).abs().max() > 0.1
+    path = save_dora(tmp_path / "dora", Adapter(pairs), magnitudes, torch.float32)
+    modules = fit.modules({"model": model})
+    converted = Adapter.load(path, rank=99, weight_of=lambda name: fit.weight(modules[name]))
+    torch.testing.assert_close(racked(model, converted), wanted, atol=1e-3, rtol=1e-3)
+    with pytest.raises(AdapterError, match="name the base"):
+        Adapter.load(path)
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(model, path)), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_dora_that_lacks_a_magnitude_is_not_written(tmp_path: Path) -> None:
+    pair = LoraPair(torch.ones(1, 2), torch.ones(3, 1), 1.0)
+    adapter = Adapter({"model.a": pair, "model.b": pair})
+    with pytest.raises(AdapterError) as caught:
+        save_dora(tmp_path / "x", adapter, {"model.a": torch.ones(2)})
+    assert [fault.split(":")[0] for fault in caught.value.faults] == ["model.a", "model.b"]
+    with pytest.raises(AdapterError, match="NaN"):
+        save_dora(tmp_path / "x", adapter, dict.fromkeys(adapter.pairs, torch.full((3,), torch.nan)))
+    with pytest.raises(AdapterError, match="no magnitudes"):
+        save_dora(tmp_path / "x", adapter, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("base", ["/home/me/llama", "./llama", "../llama", "a/b/c", "C:\\llama", ""])
+def test_a_path_of_this_machine_is_not_written(base: str) -> None:
+    pairs = {"model.a": LoraPair(torch.ones(1, 2), torch.ones(3, 1), 1.0)}
+    [(_, config)] = peft.write_folder(pairs, torch.float16, base=base).values()
+    assert config["base_model_name_or_path"] is None
+    [(_, config)] = peft.write_folder(pairs, torch.float16, base="tiny-lm").values()
+    assert config["base_model_name_or_path"] == "tiny-lm"
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+def test_other_formats_refuse_language_models(format: str) -> None:
+    pairs = {"model.model.layers.0.mlp.up_proj": LoraPair(torch.ones(1, 2), torch.ones(3, 1), 1.0)}
+    with pytest.raises(AdapterError, match="a language model's adapter can't be written") as caught:
+        FORMATS[format].write(pairs, torch.float16)
+    assert "peft" in caught.value.next_step

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from trainers.errors import AdapterError
-from trainers.lora.blocks import LABELS
+from trainers.lora.blocks import PICTURES
 from trainers.lora.gains import Gain, Schedule, factor, format_schedule, parse_schedule
 
 TO_Q, PROJ, TEXT = (
@@ -35,10 +35,20 @@ def test_the_text_encoder_has_its_own_weight_and_no_schedule() -> None:
 
 def test_a_row_holds_the_gains_of_all_blocks() -> None:
     gain = Gain(0.5, 2.0, {"OUT03": 0.1, "BASE2": 0.0})
-    row = dict(zip(LABELS, gain.row(), strict=True))
+    row = dict(zip(PICTURES, gain.row(), strict=True))
     assert row.pop("OUT03") == 0.05
     assert (row.pop("BASE"), row.pop("BASE2")) == (2.0, 0.0)
     assert set(row.values()) == {0.5}
+    assert gain.row(0.0, ("MID", "OUT03", "BASE2")) == [0.5, 0.05, 0.0]
+
+
+def test_a_language_model_has_layers_and_no_steps() -> None:
+    gain = Gain(0.5, 2.0, {"L01": 3.0, "OTHER": 0.0}, ((0.0, 0.0), (1.0, 1.0)))
+    layers = [f"model.model.layers.{n}.mlp.up_proj" for n in (0, 1)]
+    assert [gain.at(path) for path in (*layers, "model.lm_head")] == [0.5, 1.5, 0.0]
+    assert gain.row(0.7, ("L00", "L01", "OTHER")) == [0.5, 1.5, 0.0]
+    assert gain.for_pictures == ["a schedule", "a text encoder's weight"]
+    assert Gain(0.5, blocks={"L00": 1.0, "MID": 0.0}).for_pictures == ["block MID"]
 
 
 @pytest.mark.parametrize(

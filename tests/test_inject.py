@@ -285,3 +285,185 @@ def test_removing_from_a_bare_model_does_nothing(parts: Parts) -> None:
     for model in parts.values():
         inject.remove(model)
     assert modules(parts) == there
+
+
+# --- language models --------------------------------------------------------------------------------------------------
+
+LMS = ("llama", "qwen", "gpt2", "gemma")
+IDS = torch.arange(3, 43).view(2, 20)
+
+
+@pytest.fixture(scope="module")
+def lm_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from tests.lms import lm
+
+    return {kind: lm(kind, tmp_path_factory.mktemp(kind)) for kind in LMS}
+
+
+@pytest.fixture
+def lms(lm_folders: dict[str, Path]) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM
+
+    return {kind: AutoModelForCausalLM.from_pretrained(folder).eval() for kind, folder in lm_folders.items()}
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    out: Tensor = model(IDS).logits
+    return out
+
+
+def taught(model: nn.Module, shape: Shape, choice: str = "all-linear") -> dict[str, LoraPair]:
+    """LoRA with some numbers in it."""
+    inject.inject("model", model, inject.targets("model", model, choice), shape, 0)
+    made = torch.Generator().manual_seed(3)
+    for name, parameter in inject.trainable("model", model):
+        if name.endswith(".up"):
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=made))
+        elif name.endswith(".magnitude"):
+            parameter.data *= torch.linspace(0.8, 1.3, len(parameter))
+    return inject.extract("model", model)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", LMS)
+def test_language_models_take_lora_in_and_give_it_out_again(lms: dict[str, Any], kind: str, dora: bool) -> None:
+    model = lms[kind]
+    base, there = logits(model), dict(model.named_modules())
+    inject.inject("model", model, inject.targets("model", model, "all-linear"), Shape(3, dora=dora), 0)
+    assert torch.equal(logits(model), base)
+    inject.remove(model)
+    pairs = taught(model, Shape(3, 6.0, dora=dora))
+    wanted = logits(model)
+    assert (wanted - base).abs().max() > 0.1
+    model(IDS).logits.square().sum().backward()
+    named = inject.trainable("model", model)
+    assert {id(parameter) for _, parameter in named} == {id(p) for p in model.parameters() if p.grad is not None}
+    assert all(parameter.grad is not None and parameter.grad.any() for _, parameter in named)
+    assert inject.magnitudes("model", model).keys() == (pairs.keys() if dora else set())
+    inject.remove(model)
+    assert torch.equal(logits(model), base)
+    assert dict(model.named_modules()) == there
+    if not dora:
+        with Rack({"model": model}) as rack:
+            rack.set([{rack.add(Adapter(pairs)): Gain()}])
+            torch.testing.assert_close(logits(model), wanted, atol=1e-4, rtol=1e-4)
+            rack.set([{rack.resident[0]: Gain(blocks={"L01": 0.0})}, {rack.resident[0]: Gain()}])
+            torch.testing.assert_close(logits(model)[1], wanted[1], atol=1e-4, rtol=1e-4)
+            assert (logits(model)[0] - wanted[0]).abs().max() > 0.01
+
+
+def test_the_joint_forward_trains_as_pefts_own(lms: dict[str, Any]) -> None:
+    for kind in ("qwen", "gpt2"):
+        model = lms[kind]
+        taught(model, Shape(3, 6.0))
+
+        def gradients(model: Any = model) -> list[Tensor]:
+            model.zero_grad()
+            model(IDS).logits.square().mean().backward()
+            return [p.grad.clone() for _, p in inject.trainable("model", model)]
+
+        ours = gradients()
+        for _, layer in inject.layers(model):
+            assert vars(layer).pop("forward").func is inject._joined
+            layer.lora_variant.clear()
+        for got, wanted in zip(ours, gradients(), strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-3)
+
+
+def test_a_hook_on_the_base_layer_still_has_its_say(lms: dict[str, Any]) -> None:
+    model = lms["llama"]
+    taught(model, Shape(3), "attention")
+    before = logits(model)
+    layer = dict(inject.layers(model))["model.layers.0.self_attn.o_proj"].get_base_layer()
+    layer.register_forward_hook(lambda _, __, out: out * 0)
+    assert not torch.equal(logits(model), before)
+
+
+def test_presets_of_language_models(lms: dict[str, Any]) -> None:
+    def words(kind: str, choice: str) -> set[str]:
+        return {path.rpartition(".")[2] for path in inject.targets("model", lms[kind], choice)}
+
+    for kind in ("llama", "qwen", "gemma"):
+        assert words(kind, "attention") == {"q_proj", "k_proj", "v_proj", "o_proj"}
+        assert words(kind, "all-linear") == words(kind, "attention") | {"gate_proj", "up_proj", "down_proj"}
+    assert words("gpt2", "attention") == {"c_attn", "c_proj"}
+    assert words("gpt2", "attention+ff") == words("gpt2", "all-linear") == {"c_attn", "c_proj", "c_fc"}
+    assert len(inject.targets("model", lms["gpt2"], "attention")) == 4  # not the feed-forward's c_proj
+
+
+@pytest.mark.parametrize(
+    ("path", "presets"),
+    [
+        ("model.layers.0.self_attn.qkv_proj", 3), ("model.layers.0.mlp.gate_up_proj", 2),
+        ("gpt_neox.layers.3.attention.query_key_value", 3), ("gpt_neox.layers.3.mlp.dense_h_to_4h", 2),
+        ("transformer.h.0.self_attention.dense", 3), ("model.decoder.layers.9.fc1", 2),
+        ("model.decoder.layers.9.self_attn.out_proj", 3), ("transformer.blocks.1.attn.Wqkv", 3),
+        ("backbone.layers.2.mixer.in_proj", 1), ("model.layers.0.block_sparse_moe.experts.3.w1", 2),
+        ("model.layers.0.mlp.shared_expert.gate_proj", 2), ("model.layers.0.mlp.gate", 0),
+        ("model.layers.0.block_sparse_moe.gate", 0), ("model.layers.0.mlp.shared_expert_gate", 0),
+        ("model.layers.0.feed_forward.router", 0), ("lm_head", 0), ("model.decoder.project_in", 0),
+    ],
+)  # fmt: skip
+def test_a_preset_knows_every_architectures_words_and_no_router(path: str, presets: int) -> None:
+    model = nn.Module()
+    *parents, last = path.split(".")
+    at = model
+    for name in parents:
+        at.add_module(name, nn.Module())
+        at = at.get_submodule(name)
+    at.add_module(last, nn.Linear(2, 2))
+    choices = list(PRESETS["model"])
+    for choice in choices[len(choices) - presets :]:
+        assert inject.targets("model", model, choice) == [path]
+    for choice in choices[: len(choices) - presets]:
+        with pytest.raises(ConfigError, match="matches no linear layer"):
+            inject.targets("model", model, choice)
+
+
+def test_an_output_layer_tied_to_the_embedding_is_refused(lms: dict[str, Any]) -> None:
+    assert inject.targets("model", lms["qwen"], "lm_head") == ["lm_head"]
+    for kind in ("llama", "gpt2"):
+        with pytest.raises(ConfigError, match="embedding's own weight"):
+            inject.targets("model", lms[kind], ["lm_head"])
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_lora_in_a_half_precision_language_model_is_float32_and_starts_at_nothing(
+    lms: dict[str, Any], dora: bool
+) -> None:
+    model = lms["llama"].to(torch.bfloat16)
+    base = logits(model)
+    inject.inject("model", model, inject.targets("model", model, "all-linear"), Shape(3, dora=dora), 0)
+    assert {parameter.dtype for _, parameter in inject.trainable("model", model)} == {torch.float32}
+    assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_four_bit_layers_are_trained_around(dora: bool) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    packed = Linear4bit(64, 64, quant_type="nf4", compute_dtype=torch.float32)
+    packed.load_state_dict(nn.Linear(64, 64).state_dict())
+    model = nn.ModuleDict({"layers": nn.ModuleList([packed.to("cpu")])})
+    model.is_loaded_in_4bit = True
+    x, codes = torch.randn(2, 3, 64), model["layers"][0].weight.clone()
+
+    def run() -> Tensor:
+        out: Tensor = model.get_submodule("layers.0")(x)
+        return out
+
+    base = run().detach()
+    inject.inject("model", model, ["layers.0"], Shape(4, dora=dora), 0)
+    assert torch.equal(run(), base)
+    for name, parameter in inject.trainable("model", model):
+        if name.endswith(".up"):
+            parameter.data.normal_(generator=torch.Generator().manual_seed(0))
+    pair, wanted = inject.extract("model", model)["model.layers.0"], run()
+    wanted.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for _, p in inject.trainable("model", model))
+    if not dora:
+        torch.testing.assert_close(wanted, base + x @ pair.delta().T, atol=1e-4, rtol=1e-4)
+    inject.remove(model)
+    assert torch.equal(model["layers"][0].weight, codes)
+    assert torch.equal(run(), base)

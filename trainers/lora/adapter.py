@@ -11,22 +11,34 @@ import contextlib
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from trainers.errors import AdapterError
 from trainers.lora import files
 from trainers.lora.files import DTYPES, Tensors, digest
 from trainers.lora.fit import MISFIT
 from trainers.lora.formats import DIFFUSERS_HEADER, FORMATS, detect, foreign_faults, foreign_kind, peft
+from trainers.lora.formats.grouped import COPIES
 from trainers.lora.kinds import NEEDS_BASE, Entry, WeightOf, assemble
 from trainers.lora.metadata import THUMBNAIL_START
 from trainers.lora.pair import LoraPair, Pairs, pair_faults
 
-__all__ = ["Adapter", "AdapterInfo", "LoraPair", "Reading", "components", "content_digest", "digest", "read"]
+__all__ = [
+    "Adapter",
+    "AdapterInfo",
+    "LoraPair",
+    "Reading",
+    "components",
+    "content_digest",
+    "digest",
+    "read",
+    "save_dora",
+]
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,12 @@ class AdapterInfo:
 
     @property
     def base_digest(self) -> str:
-        return self.metadata.get("ss_new_sd_model_hash", "")
+        return self.metadata.get("ss_new_sd_model_hash") or self.metadata.get("stylora.base_digest", "")
+
+    @property
+    def base_name(self) -> str:
+        """The hub id or name of the language model it was trained on."""
+        return self.metadata.get("stylora.base", "")
 
     @property
     def base_version(self) -> str:
@@ -85,17 +102,15 @@ class Adapter:
         path = Path(path)
         if faults := self._faults(format, dtype):
             raise AdapterError(f"{path}: this adapter can't be saved", faults)
-        kept = {key: value for key, value in self.info.metadata.items() if key != DIFFUSERS_HEADER}
         if FORMATS[format].kind == "folder":
-            parts = peft.write_folder(self.pairs, dtype)
-            for tensors, _ in parts.values():
-                _check_range(path, tensors, dtype)
-            files.write_folder_whole(path, files.folder_bytes(parts, kept))
-        else:
-            tensors, extra = FORMATS[format].write(self.pairs, dtype)
-            _check_range(path, tensors, dtype)
-            files.write_whole(path, files.file_bytes(tensors, kept | extra))
+            return _save_folder(path, self, dtype, {})
+        tensors, extra = FORMATS[format].write(self.pairs, dtype)
+        _check_range(path, tensors, dtype)
+        files.write_whole(path, files.file_bytes(tensors, self._kept() | extra))
         return path
+
+    def _kept(self) -> dict[str, str]:
+        return {key: value for key, value in self.info.metadata.items() if key != DIFFUSERS_HEADER}
 
     def _faults(self, format: str, dtype: torch.dtype) -> list[str]:
         faults = [fault for path, pair in sorted(self.pairs.items()) for fault in pair_faults(path, pair)]
@@ -107,6 +122,32 @@ class Adapter:
             faults.append(f"dtype is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
         odd = [key for key, value in self.info.metadata.items() if not _is_text(key) or not _is_text(value)]
         return faults + [f"metadata {key!r} isn't text" for key in odd]
+
+
+def save_dora(
+    path: str | os.PathLike[str],
+    adapter: Adapter,
+    magnitudes: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Write a PEFT folder of DoRA (Liu et al. 2024): the pairs and, by canonical path, their magnitudes (out,).
+
+    Only the base's weights make plain pairs of it (`read` with `weight_of`), so it isn't an Adapter's own format.
+    AdapterError: nothing was written.
+    """
+    faults = adapter._faults("peft", dtype)
+    faults += [f"{name}: NaN or Inf in its magnitude" for name, m in magnitudes.items() if not m.isfinite().all()]
+    if faults or not magnitudes:
+        raise AdapterError(f"{path}: this DoRA can't be saved", faults or ["it has no magnitudes"])
+    return _save_folder(Path(path), adapter, dtype, magnitudes)
+
+
+def _save_folder(path: Path, adapter: Adapter, dtype: torch.dtype, magnitudes: Mapping[str, Tensor]) -> Path:
+    parts = peft.write_folder(adapter.pairs, dtype, magnitudes, adapter.info.base_name)
+    for tensors, _ in parts.values():
+        _check_range(path, tensors, dtype)
+    files.write_folder_whole(path, files.folder_bytes(parts, adapter._kept()))
+    return path
 
 
 def _is_text(value: object) -> bool:
@@ -136,12 +177,14 @@ class Reading:
 
 
 def read(path: str | os.PathLike[str], rank: int | None = None, weight_of: WeightOf | None = None) -> Reading:
-    """Read what can be read of a file of FORMATS or a PEFT folder.
+    """Read what can be read of a file of FORMATS, of a PEFT folder or of the tensors' file in one.
 
     Kinds other than plain LoRA are converted: exactly, or cut to `rank`; DoRA needs the base's weights by `weight_of`
     (kinds.assemble). AdapterError: there is no such file, it is broken, or it is no adapter at all.
     """
     path = Path(path)
+    if path.name == peft.TENSORS_FILE and (path.parent / peft.CONFIG_FILE).is_file():
+        path = path.parent  # half of the adapter stands in the config
     if path.is_dir():
         parts, metadata = files.read_folder(path)
         name, grouped, there = "peft", peft.group_folder(parts), files.keys_of(parts)
@@ -151,8 +194,12 @@ def read(path: str | os.PathLike[str], rank: int | None = None, weight_of: Weigh
         grouped, there = FORMATS[name].group(tensors, metadata), list(tensors)
     pairs, entries = assemble(grouped, rank=rank, weight_of=weight_of)
     known = {key for entry in entries for key in entry.keys}
-    entries += [Entry("", (key,), "left aside", "an embedding, no LoRA") for key in sorted(there) if key not in known]
+    entries += [Entry("", (key,), "left aside", _aside(key)) for key in sorted(there) if key not in known]
     return Reading(Adapter(pairs, AdapterInfo(metadata, name)), tuple(entries))
+
+
+def _aside(key: str) -> str:
+    return "a copy of the base's own weight" if key.endswith(COPIES) else "an embedding, no LoRA"
 
 
 def by_reason(entries: Iterable[Entry]) -> dict[tuple[str, str], list[Entry]]:

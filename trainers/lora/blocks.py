@@ -1,7 +1,8 @@
-"""Which block of the UNet a module belongs to, in the words people's tools use: IN00 … IN11, MID, OUT00 … OUT11, BASE.
+"""Which block of a model a module belongs to. UNets, in the words people's tools use: IN00 … IN11, MID, OUT00 … OUT11.
 
 The numbers are those of the original (CompVis) layout, which has one input block per residual block and downsampler:
 `down_blocks.i.*.j` is IN(1 + 3 i + j), `up_blocks.i.*.j` is OUT(3 i + j). Text encoders are BASE and BASE2 (SDXL).
+A language model's decoder layers are L00 … L127.
 
 Try it: python -c "from trainers.lora.blocks import *; print(parse_blocks('IN=0.5, MID=0, OUT03-OUT05=1.2'))"
 """
@@ -17,17 +18,23 @@ from trainers.errors import AdapterError
 
 PER_LEVEL = 3  # two residual blocks and a sampler on the way down, three residual blocks on the way up
 ENCODERS = {"text_encoder": "BASE", "text_encoder_2": "BASE2"}
-GROUPS = {head: tuple(f"{head}{n:02}" for n in range(12)) for head in ("IN", "OUT")}
-LABELS = (*ENCODERS.values(), *GROUPS["IN"], "MID", *GROUPS["OUT"], "OTHER")  # the data's way through the model
-KNOWN = "BASE, BASE2, IN00 to IN11, MID, OUT00 to OUT11, OTHER"
+GROUPS = {head: tuple(f"{head}{n:02}" for n in range(many)) for head, many in (("IN", 12), ("OUT", 12), ("L", 128))}
+PICTURES = (*ENCODERS.values(), *GROUPS["IN"], "MID", *GROUPS["OUT"], "OTHER")  # the data's way through the model
+TEXTS = (*GROUPS["L"], "OTHER")
+LABELS = (*PICTURES[:-1], *TEXTS)
+KNOWN = "BASE, BASE2, IN00 to IN11, MID, OUT00 to OUT11, OTHER; of language models L00 to L127, OTHER"
 _LEVEL = re.compile(r"^(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")  # Llama's, GPT-2's, MPT's word for the decoder layers
 
 
 def block_of(path: str) -> str:
-    """The label of the block a canonical module path lies in; OTHER for modules of no block (time embedding, …)."""
+    """The label of the block a canonical module path lies in; OTHER for those of no block (time embedding, …)."""
     component, _, inner = path.partition(".")
     if component in ENCODERS:
         return ENCODERS[component]
+    if component == "model":
+        layer = _LAYER.search(inner)
+        return GROUPS["L"][int(layer[1])] if layer and int(layer[1]) < len(GROUPS["L"]) else "OTHER"
     if inner.startswith("mid_block."):
         return "MID"
     if inner.startswith("conv_in"):
@@ -42,7 +49,7 @@ def block_of(path: str) -> str:
 
 
 def order(label: str) -> tuple[int, str]:
-    """A sort key: text encoders, the way down, the middle, the way up, the rest."""
+    """A sort key: text encoders, the way down, the middle, the way up; decoder layers; the rest."""
     return LABELS.index(label) if label in LABELS else len(LABELS), label
 
 
@@ -52,8 +59,8 @@ def order(label: str) -> tuple[int, str]:
 def parse_blocks(text: str) -> dict[str, float]:
     """ "IN00-IN05=0.5, MID=0, OUT=1" -> {label: factor}, in the order of LABELS.
 
-    An entry names a label, a range of labels or a group (IN, OUT); a later entry overrides what an earlier one says of
-    the same label, so that "IN=0.5, IN03=1" works. Raises AdapterError with every entry that can't be read.
+    An entry names a label, a range of labels or a group (IN, OUT, L); a later entry overrides what an earlier one says
+    of the same label, so that "IN=0.5, IN03=1" works. Raises AdapterError with every entry that can't be read.
     """
     faults: list[str] = []
     entries = [entry.strip() for entry in text.split(",")] if text.strip() else []
@@ -84,11 +91,12 @@ def _labels(name: str) -> tuple[str, ...]:
         return GROUPS[name]
     first, dash, last = (part.strip() for part in name.partition("-"))
     last = last if dash else first
-    return LABELS[LABELS.index(first) : LABELS.index(last) + 1] if {first, last} <= set(LABELS) else ()
+    way = next((way for way in (PICTURES, TEXTS) if {first, last} <= set(way)), ())
+    return way[way.index(first) : way.index(last) + 1] if way else ()
 
 
 def _runs(blocks: Mapping[str, float]) -> Iterator[tuple[str, float]]:
-    """(label, group or range of one group, its factor): neighbours in IN or OUT with equal factors are one."""
+    """(label, group or range of one group, its factor): neighbours in one group with equal factors are one."""
     there = [label for label in LABELS if label in blocks]
     starts = [0, *(k for k, pair in enumerate(pairwise(there), 1) if not _neighbours(*pair, blocks)), len(there)]
     for start, end in pairwise(starts):

@@ -20,8 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainers.errors import AdapterError
-from trainers.lora.formats.names import COMPONENTS
-from trainers.lora.formats.peft import CONFIG_FILE, TENSORS_FILE
+from trainers.lora.formats.names import COMPONENTS, CONFIG_FILE, TENSORS_FILE
 
 Tensors = dict[str, Tensor]
 Bytes = bytes | memoryview

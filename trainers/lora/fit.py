@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from trainers.errors import AdapterError
 from trainers.lora.formats.names import canonical as canonical
@@ -27,16 +28,36 @@ def candidates(model: nn.Module) -> dict[str, nn.Module]:
     return {
         path.replace("_orig_mod.", ""): module
         for path, module in model.named_modules()
-        if isinstance(module, kinds) and ".lora_" not in path
+        if (isinstance(module, kinds) or is_transposed(module)) and ".lora_" not in path
     }
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """GPT-2's linear layer (transformers' Conv1D, known by its name): y = x W + b, so its weight is kept (in, out)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def weight_shape(module: nn.Module) -> Shape:
     """(out, in) or (out, in / groups, kh, kw) as the layer computes, though a quantised weight is packed otherwise."""
     if isinstance(module, nn.Conv2d):
         return (module.out_channels, module.in_channels // module.groups, *map(int, module.kernel_size))
+    if is_transposed(module):
+        into, out = module.get_parameter("weight").shape
+        return out, into
     assert isinstance(module, nn.Linear)
     return module.out_features, module.in_features
+
+
+@torch.no_grad()
+def weight(module: nn.Module) -> Tensor:
+    """The weight as the layer computes, of `weight_shape`, in float32 on the CPU: turned, unpacked from 4 or 8 bits."""
+    kept = module.get_parameter("weight").detach()
+    if kept.is_floating_point():
+        return (kept.T if is_transposed(module) else kept).float().cpu()
+    one = torch.eye(weight_shape(module)[1], device=kept.device)
+    bias = getattr(module, "bias", None)
+    found: Tensor = module.forward(one) - (0 if bias is None else bias)  # it knows its packing; forward: without hooks
+    return found.T.float().cpu().contiguous()
 
 
 def modules(parts: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

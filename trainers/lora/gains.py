@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from trainers.errors import AdapterError
-from trainers.lora.blocks import ENCODERS, KNOWN, LABELS, block_of, number_text, to_number
+from trainers.lora.blocks import ENCODERS, GROUPS, KNOWN, LABELS, PICTURES, TEXTS, block_of, number_text, to_number
 
 Schedule = tuple[tuple[float, float], ...]  # (place in the denoising 0..1, factor), in the order of places
+_ENCODERS, _LAYERS = frozenset(ENCODERS.values()), frozenset(GROUPS["L"])
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Gain:
     """In the UNet g = weight x block factor x schedule, in the text encoders g = their weight x block factor.
 
     The text encoders' weight is `text_encoder`, or `weight` where that is None. They run once, before the first step,
-    and what they wrote serves all steps: a schedule isn't theirs.
+    and what they wrote serves all steps: a schedule isn't theirs. In a language model's layers g = weight x block
+    factor: it has no steps and no text encoder; whoever loads one refuses a gain that speaks of them (`for_pictures`).
     Raises AdapterError for numbers that aren't finite, blocks that don't exist and schedules out of order.
     """
 
@@ -44,16 +46,24 @@ class Gain:
 
     def at(self, path: str, place: float = 0.0) -> float:
         """The gain of one module at one place of the denoising (0 = first step), without the adapter's own scale."""
-        return self.row(place)[LABELS.index(block_of(path))]
+        return self.row(place, (block_of(path),))[0]
 
-    def row(self, place: float = 0.0) -> list[float]:
-        """The gains of all blocks at one place of the denoising, in the order of blocks.LABELS."""
+    def row(self, place: float = 0.0, labels: Sequence[str] = PICTURES) -> list[float]:
+        """The gains of these blocks at one place of the denoising, in the order of `labels`."""
         encoder = self.weight if self.text_encoder is None else self.text_encoder
-        weights = [encoder] * len(ENCODERS)  # they come first in LABELS
-        weights += [self.weight * factor(self.schedule, place)] * (len(LABELS) - len(ENCODERS))
-        for label, number in self.blocks.items():
-            weights[LABELS.index(label)] *= number
-        return weights
+        weights = dict.fromkeys(labels, self.weight * factor(self.schedule, place))
+        weights |= dict.fromkeys(_ENCODERS & weights.keys(), encoder)
+        weights |= dict.fromkeys(_LAYERS & weights.keys(), self.weight)
+        for label in self.blocks.keys() & weights.keys():
+            weights[label] *= self.blocks[label]
+        return list(weights.values())
+
+    @property
+    def for_pictures(self) -> list[str]:
+        """What of it has a meaning for pictures alone: its schedule, the text encoders' weight, the UNet's blocks."""
+        own = [label for label in self.blocks if label not in TEXTS]
+        spoken = {"a schedule": self.schedule, "a text encoder's weight": self.text_encoder is not None}
+        return [name for name, said in spoken.items() if said] + [f"block {label}" for label in own]
 
 
 def factor(schedule: Schedule, place: float) -> float:

@@ -94,8 +94,10 @@ def objection(
     if not fitting(pairs, shapes):
         made, base = family_of(shapes_of(pairs), reading.adapter.info.metadata), family_of(shapes)
         told = f", {FAMILIES[made]}" if made else ""
-        against = f"; this one is {FAMILIES[base]}" if base else ""
-        return AdapterError(f"{path}: made for another base{told}{against}", faults, f"use the base it is for{told}")
+        against = f"; this one is {FAMILIES[base]}" if base and base != made else ""
+        name = reading.adapter.info.base_name
+        step = f"use the base it is for, {name}" if name else f"use the base it is for{told}"
+        return AdapterError(f"{path}: made for another base{told}{against}", faults, step)
     if ledger.whole or partial:
         return None
     what = f"{path}: only part of this adapter can be applied to this base"

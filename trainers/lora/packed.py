@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
 from trainers.errors import AdapterError
-from trainers.lora.blocks import LABELS, block_of
+from trainers.lora.blocks import block_of
 from trainers.lora.fit import Place
 
 NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # other weights are packed: 8 bits, 4 bits
@@ -47,7 +47,7 @@ class Layer:
     """What acts in one module: the packed factors, the gains' columns and the hook."""
 
     def __init__(self, path: str, module: nn.Module) -> None:
-        self.block = LABELS.index(block_of(path))
+        self.block = block_of(path)
         self.keys: list[str] = []  # of the adapters, in the order of R
         self.ranks: list[int] = []
         self.scales: list[float] = []
@@ -109,12 +109,13 @@ def times_(low: Tensor, gain: Tensor) -> Tensor:
 class Columns:
     """The gains of all layers on one device: a flat buffer (samples, columns) in which each layer's g is a view."""
 
-    def __init__(self, layers: Sequence[Layer], keys: Sequence[str]) -> None:
-        """`keys`: all resident adapters, in the order of the table given to `fill`."""
+    def __init__(self, layers: Sequence[Layer], keys: Sequence[str], blocks: Sequence[str]) -> None:
+        """`keys` and `blocks`: all resident adapters and their blocks, in the order of the table given to `fill`."""
         self.layers = layers
-        first = {key: n * len(LABELS) for n, key in enumerate(keys)}
+        first = {key: n * len(blocks) for n, key in enumerate(keys)}
+        place = {block: n for n, block in enumerate(blocks)}
         # an entry is one adapter in one module: where in the table its gain stands, its own scale, whose it is
-        self.entries = torch.tensor([first[key] + layer.block for layer in layers for key in layer.keys])
+        self.entries = torch.tensor([first[key] + place[layer.block] for layer in layers for key in layer.keys])
         self.scales = torch.tensor([scale for layer in layers for scale in layer.scales])
         self.owners = torch.tensor([n for n, layer in enumerate(layers) for _ in layer.keys])
         ranks = torch.tensor([rank for layer in layers for rank in layer.ranks])

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 
 from trainers.errors import AdapterError
 from trainers.lora.adapter import Adapter, content_digest
-from trainers.lora.blocks import LABELS
+from trainers.lora.blocks import order
 from trainers.lora.fit import locate
 from trainers.lora.gains import Gain
 from trainers.lora.packed import Columns, Layer, Rows, rows_of
 
 Gains = Mapping[str, Gain]  # adapter's key (its content digest) -> Gain; an adapter left out has gain 0
-NOTHING = [0.0] * len(LABELS)
 
 
 class Rack:
@@ -44,6 +43,7 @@ class Rack:
         self._resident: dict[str, dict[str, Rows]] = {}  # adapter's key -> canonical path -> its factors there
         self._layers: dict[str, Layer] = {}  # canonical path -> what acts there
         self._columns: list[Columns] = []
+        self._blocks: tuple[str, ...] = ()  # the labels of the blocks in which anything acts
         self._changed: set[str] = set()  # canonical paths whose layers must be packed anew
         self._cells: list[Gains] = [{}]
         self._place = 0.0
@@ -132,9 +132,10 @@ class Rack:
 
     def _table(self) -> Tensor:
         """The gains (samples, adapters x blocks), float32 on the CPU."""
+        place, blocks, nothing = self._place, self._blocks, [0.0] * len(self._blocks)
         return torch.tensor(
             [
-                [g for key in self._resident for g in (cell[key].row(self._place) if key in cell else NOTHING)]
+                [g for key in self._resident for g in (cell[key].row(place, blocks) if key in cell else nothing)]
                 for cell in self._cells
             ]
         )
@@ -153,7 +154,8 @@ class Rack:
         by_device: dict[torch.device, list[Layer]] = defaultdict(list)
         for layer in self._layers.values():
             by_device[layer.down.device].append(layer)
-        self._columns = [Columns(layers, self.resident) for layers in by_device.values()]
+        self._blocks = tuple(sorted({layer.block for layer in self._layers.values()}, key=order))
+        self._columns = [Columns(layers, self.resident, self._blocks) for layers in by_device.values()]
         if hooked != self._layers.keys():
             _forget_compiled()
 

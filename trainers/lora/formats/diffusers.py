@@ -17,7 +17,14 @@ from trainers.errors import AdapterError
 from trainers.lora.formats.grouped import Grouped, Tensors, alpha_is_rank
 from trainers.lora.formats.grouped import group as group_by
 from trainers.lora.formats.loraconfig import alphas, fields_of
-from trainers.lora.formats.names import COMPONENTS, TEXT_ROOT, canonical, live_names, split_suffix
+from trainers.lora.formats.names import (
+    COMPONENTS,
+    TEXT_ROOT,
+    canonical,
+    live_names,
+    split_suffix,
+    text_only,
+)
 from trainers.lora.pair import LoraPair
 
 DIFFUSERS_HEADER = "lora_adapter_metadata"  # JSON: "<component>.<field of peft's LoraConfig>"
@@ -92,6 +99,8 @@ def _of_component(fields: Mapping[str, Any], component: str) -> dict[str, Any]:
 
 def write(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> tuple[Tensors, dict[str, str]]:
     """The newest spelling that diffusers loads, with every module's rank and alpha in the header."""
+    if why := text_only(pairs, "diffusers"):
+        raise AdapterError(why, next_step="save it as peft, a folder")
     tensors: Tensors = {}
     header: dict[str, Any] = {}
     if faults := [f"{path}: its component is none of {', '.join(COMPONENTS)}" for path in sorted(pairs)

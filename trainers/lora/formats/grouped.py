@@ -20,6 +20,7 @@ LYCORIS = (
 )
 ROLES = ("down", "up", "mid", "alpha", "dora_scale", *LYCORIS)  # peft's lora_magnitude_vector is a dora_scale
 IGNORED = ("bundle_emb.",)  # OneTrainer's embeddings travel in the same file and are no LoRA
+COPIES = ".base_layer.weight"  # peft writes the base's output layer beside the LoRA of it
 
 
 def alpha_is_rank(path: str, rank: int) -> float:
@@ -55,7 +56,7 @@ class Grouped:
             key = f"{folder}/{name}" if folder else name
             if found := place(name):
                 self.put(*found, tensor, key)
-            elif not name.startswith(IGNORED):
+            elif not name.startswith(IGNORED) and not name.endswith(COPIES):
                 self.unknown.append(key)
 
 

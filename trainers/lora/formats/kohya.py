@@ -16,7 +16,7 @@ from torch import Tensor
 from trainers.errors import AdapterError
 from trainers.lora.formats.grouped import LYCORIS, Grouped, Tensors
 from trainers.lora.formats.grouped import group as group_by
-from trainers.lora.formats.names import canonical, split_suffix, unflatten
+from trainers.lora.formats.names import canonical, split_suffix, text_only, unflatten
 from trainers.lora.formats.sgm import from_original, to_original
 from trainers.lora.pair import LoraPair
 
@@ -79,6 +79,8 @@ def group(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Grouped
 
 def write(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> tuple[Tensors, dict[str, str]]:
     """Keys as kohya itself writes them, SDXL's UNet by its original names; AdapterError for paths without a name."""
+    if why := text_only(pairs, "kohya"):
+        raise AdapterError(why, next_step="save it as peft, a folder")
     sdxl = is_sdxl(pairs)
     names = {path: kohya_name(path, sdxl) for path in sorted(pairs)}
     if faults := [f"{path}: has no kohya name that could be read back" for path, name in names.items() if not name]:

@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+MODEL = "model"  # the component of a model that is neither a UNet nor CLIP: a language model
+TENSORS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"  # of a PEFT folder
 TEXT_ROOT = "text_model."  # files keep this level of CLIP's paths, transformers 5 dropped it
 
 # Names that are recognised and refused, so that the message can say what they are: (pattern, what it is).
@@ -67,6 +69,12 @@ def canonical(component: str, path: str) -> str:
 def live_names(path: str) -> tuple[str, str]:
     """What a module may be called within a live model, by its canonical path without the component."""
     return path, path.removeprefix(TEXT_ROOT)
+
+
+def text_only(paths: Iterable[str], format: str) -> str:
+    """Why a format can't hold these modules: one is a language model's, for which it has no names; "" if it can."""
+    what = f"a language model's adapter can't be written in {format}'s format, which has names for pictures' models"
+    return what if any(path.startswith(f"{MODEL}.") for path in paths) else ""
 
 
 def split_suffix(key: str, suffixes: Mapping[str, str]) -> tuple[str, str]:

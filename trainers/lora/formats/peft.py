@@ -7,7 +7,8 @@ itself PEFT's:
 
     group_folder(parts) -> Grouped       write_folder(pairs, dtype) -> parts
 
-Language models have the component "model" ("model.model.layers.0.self_attn.q_proj") and are written to "".
+Language models have the component "model" ("model.model.layers.0.self_attn.q_proj") and are written to "". GPT-2 keeps
+its weights transposed (fan_in_fan_out), but its adapters have lora_A and lora_B as all others.
 
 Try it: python -c "from trainers.lora.formats.peft import *; print(component_of(['mid_block.attentions.0.proj_in']))"
 """
@@ -25,10 +26,11 @@ from torch import Tensor
 from trainers.errors import AdapterError
 from trainers.lora.formats.grouped import Grouped, Tensors
 from trainers.lora.formats.loraconfig import alphas, fields_of
-from trainers.lora.formats.names import COMPONENTS, TEXT_ROOT, canonical, live_names, split_suffix
+from trainers.lora.formats.names import COMPONENTS, MODEL, TEXT_ROOT, canonical, live_names, split_suffix
+from trainers.lora.formats.names import CONFIG_FILE as CONFIG_FILE
+from trainers.lora.formats.names import TENSORS_FILE as TENSORS_FILE
 from trainers.lora.pair import LoraPair
 
-TENSORS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 Config = dict[str, Any]
 Parts = dict[str, tuple[Tensors, Config]]  # subfolder ("" for the folder itself) -> its tensors, its config
 
@@ -39,7 +41,6 @@ SUFFIXES = {
     ".lora_magnitude_vector": "dora_scale", ".lora_magnitude_vector.weight": "dora_scale",
     ".lora_magnitude_vector.default.weight": "dora_scale",
 }  # fmt: skip
-MODEL = "model"  # the component of a model that is neither a UNet nor CLIP
 
 # component -> (class of the model, its module), as PEFT notes them in the config
 CLASSES = {
@@ -54,7 +55,9 @@ ROOTS = {
 
 
 def component_of(paths: Iterable[str], config: Mapping[str, Any] | None = None) -> str:
-    """Whose adapter a PEFT folder is, by the model's class in its config, else by the module paths within the model."""
+    """Whose adapter a PEFT folder is, by the model's class or task in its config, else by the paths in the model."""
+    if (config or {}).get("task_type") == "CAUSAL_LM":
+        return MODEL
     said = (config or {}).get("auto_mapping")
     name = said.get("base_model_class") if isinstance(said, Mapping) else None
     by_class = next((component for component, (kind, _) in CLASSES.items() if kind == name), None)
@@ -88,8 +91,15 @@ def group_folder(parts: Mapping[str, tuple[Tensors, Config]]) -> Grouped:
     return grouped
 
 
-def write_folder(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Parts:
-    """One part per component, every module's rank and alpha exact by rank_pattern and alpha_pattern."""
+def write_folder(
+    pairs: Mapping[str, LoraPair], dtype: torch.dtype, magnitudes: Mapping[str, Tensor] | None = None, base: str = ""
+) -> Parts:
+    """One part per component, every module's rank and alpha exact by rank_pattern and alpha_pattern.
+
+    With `magnitudes` (canonical path -> (out,)), of all pairs, it is DoRA. `base` is the hub id or name of the base;
+    a path of this machine isn't written. AdapterError: modules without a name, or without a magnitude.
+    """
+    magnitudes = magnitudes or {}
     inner: dict[str, dict[str, LoraPair]] = {}
     faults = []
     for path, pair in sorted(pairs.items()):
@@ -98,18 +108,27 @@ def write_folder(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Parts:
         inner.setdefault(component, {})[name] = pair
         if component not in (*COMPONENTS, MODEL) or canonical(component, name) != path:
             faults.append(f"{path}: has no PEFT name that could be read back")
+        if magnitudes and (path not in magnitudes or magnitudes[path].shape != pair.up.shape[:1]):
+            faults.append(f"{path}: wants a magnitude for each of its {len(pair.up)} outputs")
     if MODEL in inner and len(inner) > 1:
         faults.append(f"a language model's adapter is a folder of its own, without {', '.join(inner.keys() - {MODEL})}")
     if faults:
         raise AdapterError("this adapter can't be written as a PEFT folder", faults)
-    return {
-        "" if component == MODEL else component: (_tensors(found, dtype), _config(component, found))
-        for component, found in inner.items()
-    }
+    parts = {}
+    for component, found in inner.items():
+        own = {path: magnitudes[canonical(component, path)] for path in found} if magnitudes else {}
+        config = _config(component, found) | {"use_dora": bool(magnitudes), "base_model_name_or_path": _public(base)}
+        parts["" if component == MODEL else component] = (_tensors(found, own, dtype), config)
+    return parts
 
 
-def _tensors(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Tensors:
-    tensors: Tensors = {}
+def _public(base: str) -> str | None:
+    """A base's hub id (`owner/name`) or plain name as it is; None for a path, which only this machine knows."""
+    return base if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", base) else None
+
+
+def _tensors(pairs: Mapping[str, LoraPair], magnitudes: Mapping[str, Tensor], dtype: torch.dtype) -> Tensors:
+    tensors = {f"{START}{path}.lora_magnitude_vector": own.to(dtype) for path, own in magnitudes.items()}
     for path, pair in pairs.items():
         tensors[f"{START}{path}.lora_A.weight"] = pair.down.to(dtype)
         tensors[f"{START}{path}.lora_B.weight"] = pair.up.to(dtype)
@@ -117,20 +136,23 @@ def _tensors(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Tensors:
 
 
 def _config(component: str, pairs: Mapping[str, LoraPair]) -> Config:
-    """What PEFT itself writes to adapter_config.json, without what stands at its default anyway."""
+    """What PEFT itself writes to adapter_config.json, without what stands at its default anyway.
+
+    fan_in_fan_out is GPT-2's, told by its c_attn of three times the width. (peft only warns where it is wrong.)
+    """
     kind, module = CLASSES.get(component, (None, None))
     return {
         "peft_type": "LORA",
         "task_type": None if component in COMPONENTS else "CAUSAL_LM",
         "auto_mapping": {"base_model_class": kind, "parent_library": module} if kind else None,
-        "base_model_name_or_path": None,
         "inference_mode": True,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(
+            p.endswith(".attn.c_attn") and len(q.up) == 3 * q.down.shape[1] for p, q in pairs.items()
+        ),
         "modules_to_save": None,
         "use_rslora": False,
-        "use_dora": False,
         **fields_of({path: (pair.rank, pair.alpha) for path, pair in pairs.items()}),
     }
 
@@ -150,7 +172,6 @@ HONOURED: dict[str, tuple[tuple[Any, ...], str]] = {
     "peft_type": (("LORA",), "another method than LoRA"),
     "bias": (("none", None), "trained biases"),
     "modules_to_save": ((None, []), "whole modules beside the LoRA"),
-    "fan_in_fan_out": ((False, None), "a base that stores its weights transposed"),
     "lora_bias": ((False, None), "a bias in the LoRA"),
     "init_lora_weights": (
         (True, False, None, "gaussian", "eva", "orthogonal"),
