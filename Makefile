@@ -6,12 +6,13 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 ARGS   ?=
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-interop check bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install the tested versions into $(VENV) and run the main job on the embedded base"
 	@echo "make test    the same with the dev extra, then the tests"
+	@echo "make test-interop  llama.cpp itself (built from PyPI, minutes) reads what was exported"
 	@echo "make check   ruff, formatting, types"
 	@echo "make bench   every script in benchmarks/, one after the other"
 	@echo "make clean   remove $(VENV), build results and caches (runs/ stays)"
@@ -21,6 +22,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-interop: $(VENV)/.installed-dev
+	$(PIP) -e '.[interop]'
+	STYLORA_INTEROP=1 $(BIN)/python -m pytest tests/test_interop_gguf.py $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

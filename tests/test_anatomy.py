@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from studio.look.anatomy import TOTAL, anatomy, check_sizes, diff, effective_rank, overlap
+from studio.look.anatomy import TOTAL, anatomy, check_kinds, check_sizes, diff, effective_rank, kind_of, overlap, sizes
 from trainers.errors import AdapterError
 from trainers.lora.adapter import Adapter, AdapterInfo
 from trainers.lora.pair import LoraPair
@@ -193,3 +193,35 @@ def test_the_gauge_changes_nothing() -> None:
         assert second.cosine == pytest.approx(first.cosine, abs=1e-6)
     for left, right in zip(overlap(one, other), overlap(turned(one), turned(other)), strict=True):
         assert (right.writes, right.reads) == pytest.approx((left.writes, left.reads), rel=1e-5)
+
+
+# --- language models -------------------------------------------------------------------------------------------------
+
+
+def test_sizes_by_kind_of_module_add_up() -> None:
+    layers = [f"model.model.layers.{k}" for k in (0, 10)]
+    adapter = Adapter({f"{layer}.{name}": pair(n, 2) for n, layer in enumerate(layers)
+                       for name in ("mlp.up_proj", "self_attn.q_proj", "odd")})  # fmt: skip
+    found = sizes(adapter)
+    assert list(found) == ["q", "up", "odd", TOTAL]
+    assert list(found[TOTAL]) == ["L00", "L10", TOTAL]
+    whole = anatomy(adapter)
+    assert [found[TOTAL][part.block] for part in whole] == pytest.approx([part.norm for part in whole])
+    assert sum(found[kind][TOTAL] ** 2 for kind in list(found)[:-1]) == pytest.approx(whole[-1].norm ** 2)
+    relative = sizes(adapter, lambda path: 2.0)
+    assert relative["up"]["L00"] == pytest.approx(found["up"]["L00"] / 2)
+    assert relative[TOTAL][TOTAL] == pytest.approx(anatomy(adapter, lambda path: 2.0)[-1].relative)
+
+
+def test_kinds_of_modules_have_words() -> None:
+    assert kind_of("model.transformer.h.0.attn.c_proj") == "out"
+    assert kind_of("model.transformer.h.0.mlp.c_proj") == "down"
+    assert kind_of("model.backbone.layers.3.mixer.in_proj") == "in_proj"
+
+
+@pytest.mark.parametrize("look", [diff, overlap])
+def test_text_and_pictures_do_not_go_together(look: Callable[[Adapter, Adapter], object]) -> None:
+    text = Adapter({"model.model.layers.0.mlp.up_proj": pair(0, 2)})
+    with pytest.raises(AdapterError, match="don't go together"):
+        look(style(0), text)
+    assert (check_kinds([("a", text)]), check_kinds([("b", style(0))])) == (True, False)

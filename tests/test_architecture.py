@@ -20,7 +20,8 @@ NAMES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuff
 TREES = {name: ast.parse(path.read_text(), str(path)) for path, name in NAMES.items()}
 STDLIB = sys.stdlib_module_names
 
-RUN = ("trainers.run", "trainers.prepare", "trainers.report", "trainers.batch", "studio.demo")  # what a run is made by
+RUN = ("trainers.run", "trainers.session", "trainers.prepare", "trainers.report", "trainers.batch", "trainers.pictures",
+       "trainers.texts", "studio.demo", "studio.text_demo")  # what a run is made by  # fmt: skip
 CONFIG_STOPS_AT = ("trainers.cli", "trainers.options", "studio.cli", "studio.options", *RUN)
 
 # library or module of ours -> the only modules that may import it
@@ -32,8 +33,9 @@ DOORS = {
     "streamlit": ("studio.app", "studio.app.*"),
     "torchvision": (),
     "trainers.config": CONFIG_STOPS_AT,
-    "trainers.settings": ("trainers.config", *CONFIG_STOPS_AT),
-    "trainers.run": ("trainers.cli", "trainers.batch", "trainers.__main__", "studio.demo"),
+    "trainers.settings": ("trainers.config", "trainers.leaves", *CONFIG_STOPS_AT),
+    "gguf": ("studio.gguf.*",),
+    "trainers.run": ("trainers.cli", "trainers.batch", "trainers.__main__", "studio.demo", "studio.text_demo"),
     "trainers.loop": ("trainers.*",),
     "studio": ("studio", "studio.*"),
 }

@@ -105,7 +105,31 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_an_index(tmp_path: Path) -> None:
-    assert "holds no model_index.json" in fault(tmp_path).what
+    assert "holds no model_index.json and no config.json" in fault(tmp_path).what
+
+
+def test_a_language_model_is_a_base_of_its_own_kind(tmp_path: Path, tiny_base: Path) -> None:
+    folder = bases.find("tiny-lm")
+    assert (bases.kind_of(folder), bases.kind_of(tiny_base)) == ("text", "pictures")
+    assert bases.find(str(folder), kind="text") == folder
+    assert bases.width(folder) == 256
+    for base, kind, said in (("tiny-lm", "pictures", "is a language model"), ("tiny-sd", "text", "is a Stable Diff")):
+        with pytest.raises(BaseError, match=said):
+            bases.find(base, kind=kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"architectures": ["BertModel"]}', "of another kind: BertModel, wanted a causal language model"),
+        ("[]", "of another kind: None"),
+        ("{", "config.json can't be read"),
+        ('{"architectures": ["LlamaForCausalLM"]}', "is not whole"),
+    ],
+)
+def test_a_transformers_folder_that_is_no_base(config: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    assert said in fault(tmp_path).what
 
 
 @pytest.mark.parametrize(

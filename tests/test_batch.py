@@ -38,7 +38,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
     counter = Loads()
     monkeypatch.setitem(stable_diffusion.LOADERS, "unet", counter)
     # the thumbnail's 25 steps are tested elsewhere
-    monkeypatch.setattr(run.report, "thumbnail", lambda *_: b"jpeg")
+    monkeypatch.setattr(run.pictures, "thumbnail", lambda *_: b"jpeg")
     return counter
 
 
@@ -109,7 +109,7 @@ def test_the_base_is_bit_identical_afterwards(
     open_base = run.open_base
     monkeypatch.setattr(run, "open_base", lambda config: opened.append(open_base(config)) or opened[-1])
     run_all(folders, tiny_base, tmp_path / "runs")
-    ((_, family),) = opened
+    ((_, family, _),) = opened
     fresh = stable_diffusion.StableDiffusion(tiny_base)
     for part in ("unet", "text_encoder", "vae"):
         used, wanted = family.part(part).state_dict(), fresh.part(part).state_dict()

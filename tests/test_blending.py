@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from studio.blend.blending import Blended, Plan, blend, plot_faults, resize
+from studio.blend.blending import Blended, Plan, blend, resize
 from studio.blend.certificate import of_header
+from studio.blend.faults import plot_faults
 from studio.blend.methods import METHODS
 from studio.look.measure import EQUAL_FEEL
 from studio.merge.extract import ENTRY
@@ -126,7 +127,7 @@ def test_equal_inputs_give_equal_bytes(ink: Path, neon: Path, tmp_path: Path) ->
 def test_weights_1_and_0_give_back_the_adapter(ink: Path, neon: Path, tmp_path: Path, method: str) -> None:
     density = 1.0 if "density" in METHODS[method].takes else None
     plan = Plan(method, density=density, dtype="fp32")
-    had, got = dense(Adapter.load(ink)), dense(blend([str(ink), f"{neon}:0"], plan, tmp_path / "x").adapter)
+    had, got = dense(Adapter.load(ink)), dense(blend([str(ink), f"{neon}:0"], plan, tmp_path / "x.safetensors").adapter)
     assert had.keys() == got.keys()
     for path, delta in had.items():
         assert torch.allclose(got[path], delta, rtol=0, atol=1e-6 * float(delta.norm()))
@@ -143,14 +144,14 @@ def test_a_single_adapter_by_concat_keeps_its_numbers_bit_by_bit(ink: Path, neon
 
 def test_without_rank_and_energy_it_is_the_largest_rank_of_the_adapters(ink: Path, neon: Path, tmp_path: Path) -> None:
     both = [str(ink), str(neon)]
-    assert blend(both, Plan(), tmp_path / "x").certificate.total.ranks == "4"
-    assert blend(both, Plan("concat"), tmp_path / "x").certificate.total.ranks == "7"
-    assert blend(both, Plan(energy=1.0), tmp_path / "x").certificate.total.ranks == "7"
+    assert blend(both, Plan(), tmp_path / "x.safetensors").certificate.total.ranks == "4"
+    assert blend(both, Plan("concat"), tmp_path / "x.safetensors").certificate.total.ranks == "7"
+    assert blend(both, Plan(energy=1.0), tmp_path / "x.safetensors").certificate.total.ranks == "7"
 
 
 def test_a_peft_folder_is_written_and_read_again(ink: Path, tmp_path: Path) -> None:
     out = blend([str(ink)], Plan(format="peft", dtype="fp32"), tmp_path / "folder").save()
-    had, got = dense(Adapter.load(ink)), dense(blend([str(out)], Plan(), tmp_path / "x").adapter)
+    had, got = dense(Adapter.load(ink)), dense(blend([str(out)], Plan(), tmp_path / "x.safetensors").adapter)
     assert all(torch.allclose(got[path], delta, atol=1e-3) for path, delta in had.items())
 
 
@@ -159,7 +160,7 @@ def test_a_peft_folder_is_written_and_read_again(ink: Path, tmp_path: Path) -> N
 
 def test_different_bases_of_one_family_are_noted_and_not_carried(ink: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other.safetensors", 2, 3, base="cd" * 32)
-    made = blend([str(ink), str(other)], Plan(), tmp_path / "x")
+    made = blend([str(ink), str(other)], Plan(), tmp_path / "x.safetensors")
     assert made.notes() == ["trained on different bases: ink on abababababab, other on cdcdcdcdcdcd"]
     assert made.adapter.info.base_digest == ""
     assert made.adapter.info.base_version == "sd_v1"
@@ -167,10 +168,10 @@ def test_different_bases_of_one_family_are_noted_and_not_carried(ink: Path, tmp_
 
 def test_silent_headers_are_noted(ink: Path, tmp_path: Path) -> None:
     silent = write(tmp_path / "silent.safetensors", 2, 3, version="")
-    made = blend([str(silent), str(ink)], Plan(), tmp_path / "x")
+    made = blend([str(silent), str(ink)], Plan(), tmp_path / "x.safetensors")
     assert made.notes() == ["which base they were trained on isn't said by silent"]
     assert (made.adapter.info.base_version, made.adapter.info.trigger) == ("sd_v1", "ink style")
-    alone = blend([str(silent)], Plan(), tmp_path / "x").adapter.info.metadata
+    alone = blend([str(silent)], Plan(), tmp_path / "x.safetensors").adapter.info.metadata
     assert {"ss_network_dim", "ss_network_module", "modelspec.title"} <= alone.keys()
     assert "ss_base_model_version" not in alone
 
@@ -191,23 +192,24 @@ def test_every_fault_is_told_at_once(ink: Path, tmp_path: Path) -> None:
 
 def test_ranks_above_the_possible_and_options_of_other_methods(ink: Path, neon: Path, tmp_path: Path) -> None:
     assert "rank: got 8, but no layer can have more than 7" in faults_of(
-        [str(ink), str(neon)], Plan(rank=8), tmp_path / "x"
+        [str(ink), str(neon)], Plan(rank=8), tmp_path / "x.safetensors"
     )
-    said = faults_of([str(ink)], Plan("concat", rank=2, density=0.5, seed=1), tmp_path / "x")
+    said = faults_of([str(ink)], Plan("concat", rank=2, density=0.5, seed=1), tmp_path / "x.safetensors")
     assert said.splitlines() == [f"{name}: concat takes none" for name in ("rank", "density", "seed")]
-    assert "every weight is 0" in faults_of([f"{ink}:0", f"{neon}:0"], Plan(), tmp_path / "x")
+    assert "every weight is 0" in faults_of([f"{ink}:0", f"{neon}:0"], Plan(), tmp_path / "x.safetensors")
 
 
 def test_mixed_families_and_shapes_are_refused(ink: Path, tmp_path: Path) -> None:
     sdxl = write(tmp_path / "xl.safetensors", 2, 3, version="sdxl_base_v1-0")
-    said = faults_of([str(ink), str(sdxl)], Plan(), tmp_path / "x")
+    said = faults_of([str(ink), str(sdxl)], Plan(), tmp_path / "x.safetensors")
     assert said == "mixed families: ink is for Stable Diffusion 1.x, xl is for Stable Diffusion XL"
     (tmp_path / "xl").mkdir()
     assert "mixed families" in faults_of(
-        [str(ink), str(sdxl.rename(tmp_path / "xl" / ink.name))], Plan(), tmp_path / "x"
+        [str(ink), str(sdxl.rename(tmp_path / "xl" / ink.name))], Plan(), tmp_path / "x.safetensors"
     )
     wide = write(tmp_path / "wide.safetensors", 2, 3, version="", sizes={f"{ATTN}.to_k": (16, 32)})
-    assert "attn2.to_k: made for (16, 24) and (16, 32)" in faults_of([str(ink), str(wide)], Plan(), tmp_path / "x")
+    said = faults_of([str(ink), str(wide)], Plan(), tmp_path / "x.safetensors")
+    assert "attn2.to_k: made for (16, 24) and (16, 32)" in said
 
 
 def test_nothing_is_written_over_unasked(ink: Path, neon: Path, tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_nothing_is_written_over_unasked(ink: Path, neon: Path, tmp_path: Path) 
     assert plot_faults(None, False) == plot_faults(tmp_path / "kept.png", False) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(AdapterError, match="can't be written"):
-        blend([str(ink)], Plan(), tmp_path / "file" / "x").save()
+        blend([str(ink)], Plan(), tmp_path / "file" / "x.safetensors").save()
 
 
 # --- resize -----------------------------------------------------------------------------------------------------------
@@ -242,7 +244,7 @@ def test_resize_drops_what_was_measured_of_the_adapter_before(ink: Path) -> None
     had.info.metadata.update(said)
     made = resize(str(had.save(ink.with_name("told.safetensors"))), Plan(rank=2))
     assert said.keys() & Adapter.load(made.save()).info.metadata.keys() == {"mine"}
-    assert not said.keys() & blend([str(ink)], Plan(), ink.with_name("x")).adapter.info.metadata.keys()
+    assert not said.keys() & blend([str(ink)], Plan(), ink.with_name("x.safetensors")).adapter.info.metadata.keys()
 
 
 def test_resize_by_energy_keeps_at_least_that_in_every_layer(ink: Path) -> None:

@@ -61,6 +61,17 @@ def test_the_facts_of_a_file(path: Path) -> None:
     assert (card.converted, card.refused, card.thumbnail) == ([], [], jpeg())
 
 
+def test_the_base_is_named(tmp_path: Path) -> None:
+    text = Adapter(
+        {"model.model.layers.0.mlp.up_proj": LoraPair(torch.ones(1, 2), torch.ones(3, 1), 2.0)},
+        AdapterInfo({"stylora.base": "tiny-lm"}),
+    )
+    card = read_card(text.save(tmp_path / "pirate", "peft"))
+    assert (card.family, card.base, card.modules) == ("lm", "tiny-lm", {"model": {"L00": 1}})
+    header = AdapterInfo({"ss_sd_model_name": "tiny-sd"})
+    assert read_card(Adapter(text.pairs, header).save(tmp_path / "ink", "peft")).base == "tiny-sd"
+
+
 def test_a_card_is_json_without_the_picture(path: Path) -> None:
     told = json.loads(json.dumps(read_card(path).data()))
     assert told["thumbnail"] == len(jpeg())

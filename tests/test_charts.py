@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from studio.look.charts import BOTTOM, COLD, COLOURS, HOT, _ticks, bars, curves, matrix, stacked, strip
+from studio.look.charts import BOTTOM, COLD, COLOURS, HOT, _ticks, bars, curves, lines, matrix, stacked, strip
 
 
 def count(image: Image.Image, colour: str) -> int:
@@ -76,3 +76,20 @@ def test_ticks_are_round_and_enclose(low: float, high: float) -> None:
     steps = np.diff(ticks)
     assert steps == pytest.approx([steps[0]] * len(steps))
     assert float(f"{steps[0]:.0e}") == pytest.approx(steps[0])
+
+
+def test_lines_are_broken_at_the_papers_edge() -> None:
+    short, long = lines(["the sea"], ["bare"], "texts"), lines(["the sea " * 60], ["bare"], "texts")
+    assert long.width == short.width
+    assert (long.height - short.height) % 19 == 0 < long.height - short.height
+    right = np.asarray(long)[:, -20:]
+    assert (right == 255).all()
+
+
+def test_names_of_many_bars_do_not_run_into_each_other() -> None:
+    def ink(labels: list[str]) -> int:
+        """Columns with ink where the names stand."""
+        foot = np.asarray(bars(labels, [1.0] * len(labels), "norm").convert("L"))[-BOTTOM + 6 :]
+        return int((foot < 128).any(0).sum())
+
+    assert ink([f"L{k:02}" for k in range(120)]) < ink([f"L{k:02}" for k in range(28)]) * 2

@@ -144,10 +144,10 @@ def test_an_unreadable_folder(open_place: Path) -> None:
 
 
 def test_an_unwritable_out(open_place: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainers import prepare
+    from trainers import pictures
 
-    found = prepare.Samples((), (), 16)
-    monkeypatch.setattr(prepare, "scan", lambda *_: found)  # the other user can't read what pytest has made
+    found = pictures.Samples((), (), 16)
+    monkeypatch.setattr(pictures, "scan", lambda *_: found)  # the other user can't read what pytest has made
     (open_place / "locked").mkdir(mode=0o555)
     opened = run.open_base(run.TrainConfig.build(values={"base": str(tiny_base), "data": "x", "out": "x"}))
     monkeypatch.setattr(run, "open_base", lambda _: opened)

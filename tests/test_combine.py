@@ -90,3 +90,26 @@ def test_the_same_adapter_twice_is_told_and_an_odd_name_refused(folder: Path) ->
 def test_resize_without_a_rank_speaks_of_nothing_else(folder: Path) -> None:
     code, _, said = run("resize", "ink.safetensors")
     assert (code, "neither --rank nor --energy" in said, "overwrite" in said) == (1, True, False)
+
+
+def test_text_adapters_are_blended_into_a_folder(folder: Path) -> None:
+    for seed, name in enumerate(("pirate", "herald")):
+        numbers = torch.Generator().manual_seed(seed)
+        pairs = {f"model.model.layers.{k}.mlp.up_proj": LoraPair(torch.randn(3, 8, generator=numbers),
+                                                               torch.randn(6, 3, generator=numbers), 3.0)
+                 for k in range(2)}  # fmt: skip
+        Adapter(pairs).save(folder / name, "peft", torch.float32)
+    code, out, _ = run("blend", "pirate:0.6", "herald:0.4", "--method", "concat", "--out", "both", "--dtype", "fp32")
+    assert (code, "concat of 0.6 pirate + 0.4 herald" in out, "L01" in out) == (0, True, True)
+    for path, pair in Adapter.load("both").pairs.items():
+        one, other = (Adapter.load(name).pairs[path].delta() for name in ("pirate", "herald"))
+        assert torch.allclose(pair.delta(), 0.6 * one + 0.4 * other, atol=1e-5)
+    assert run("resize", "both", "--rank", "2")[0] == 0
+    assert Adapter.load("both-rank2").info.metadata["stylora.kind"] == "text"
+    assert (run("resize", "both", "--rank", "2")[0], run("resize", "both", "--rank", "2", "--overwrite")[0]) == (1, 0)
+    code, _, said = run("blend", "pirate", "herald:te=0.5", "--out", "x.safetensors", "--format", "kohya")
+    assert code == 1
+    for part in ("kohya has no names for a language model", "has no use for a text encoder's weight"):
+        assert part in said, part
+    assert "a PEFT adapter is a folder; name it x" in run("resize", "both", "--rank", "1", "--out", "x.safetensors")[2]
+    assert "ink is for pictures" in run("blend", "pirate", "ink.safetensors", "--out", "x")[2]

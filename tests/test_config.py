@@ -198,3 +198,39 @@ def test_the_adapter_is_named_after_its_folder() -> None:
 def test_reading_settings_needs_no_torch() -> None:
     code = "import sys, trainers.config; assert not {'torch', 'numpy', 'PIL', 'typer'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+# --- kinds of bases ---------------------------------------------------------------------------------------------------
+
+
+def test_text_has_defaults_of_its_own_unless_they_are_given() -> None:
+    config = built("train.batch=8")
+    assert config.for_kind("pictures") is config
+    text = config.for_kind("text")
+    assert (text.lora.targets, text.adapter.format, text.train.batch) == ("all-linear", "peft", 8)
+    assert text.for_kind("text") == text
+    assert built("lora.targets=attention").for_kind("text").lora.targets == "attention"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sets", "blamed"),
+    [
+        ("text", ("objective.min_snr_gamma=none", "dataset.flip=true"), ("objective.min_snr_gamma", "dataset.flip")),
+        ("text", ("adapter.format=kohya",), ("adapter.format",)),
+        ("pictures", ("objective.neftune=5", "train.quantization=nf4"), ("objective.neftune", "train.quantization")),
+    ],
+)
+def test_settings_of_the_other_kind_are_all_named(kind: str, sets: tuple[str, ...], blamed: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        built(*sets).for_kind(kind)
+    assert sorted(fault.partition(":")[0] for fault in caught.value.faults) == sorted(blamed)
+
+
+def test_the_file_of_a_run_has_the_settings_of_its_kind_alone(tmp_path: Path) -> None:
+    text = built().for_kind("text")
+    (tmp_path / "config.toml").write_text(text.to_toml("text"))
+    again = TrainConfig.build(file=tmp_path / "config.toml")
+    assert again.for_kind("text") == text
+    assert "neftune" in text.to_toml("text")
+    assert "noise_offset" not in text.to_toml("text")
+    assert "neftune" not in built().to_toml("pictures")

@@ -17,24 +17,26 @@ from typer.testing import CliRunner
 
 from trainers import console
 from trainers.errors import ConfigError
-from trainers.events import Busy, Cached, Event, Finished, Note, Preview, Saved, Started, Step
+from trainers.events import Busy, Cached, Event, Finished, Note, Preview, Saved, Started, Step, Supervised, Validation
 
 ROOT = Path(__file__).parent.parent
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")  # all but the line feed
 
 
 def step(number: int) -> Step:
-    return Step(number, 0.125, 1e-3, 1.0, seconds=0.5, pictures=4, memory=2_500_000)
+    return Step(number, 0.125, 1e-3, 1.0, seconds=0.5, samples=4, weight=1000.0, memory=2_500_000)
 
 
-def story(steps: int) -> Iterator[Event]:
+def story(steps: int, unit: str = "pictures") -> Iterator[Event]:
     """All kinds of events in the order of a run, and a demo's Busy after its end."""
     yield Note("a [red] house, its name in brackets")
     yield Busy("pictures encoded", 1, 2)
     yield Cached(1, 1)
-    yield Started("ink", "tiny-sd", "cpu", "fp32", "sdpa", 2, steps, 3, {"unet": (10, 1000)}, "adamw8bit", (1, 4))
+    yield Supervised(2, 3, 40, 30, [("chat.jsonl:1", [("Tell [it].", False), ("Arr!", True)])])
+    yield Started("ink", "tiny-sd", "cpu", "fp32", "sdpa", 2, unit, steps, 3, {"unet": (10, 1000)}, "adamw8bit", (1, 4))
     for number in range(4, steps + 1):
         yield step(number)
+    yield Validation(steps, 2.5, True)
     yield Saved(steps, "runs/ink/checkpoints/step-000001")
     yield Preview(steps, "runs/ink/previews/[1].png")
     yield Finished("runs/ink/ink.safetensors", "0123456789abcdef", steps, 12.4, {"seconds": 12.4})
@@ -51,11 +53,21 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "encodings: 1 made, 1 taken from the cache" in text
     assert "unet: 10 of 1,000 parameters are trained (1.0%)" in text
     assert "going on after step 3" in text
-    assert "each picture is seen 1 to 4 times" in text
+    assert "each of the pictures is seen 1 to 4 times" in text
     assert "runs/ink/previews/[1].png" in text
     assert "done in 12 s: runs/ink/ink.safetensors (sha256 0123456789ab)" in text
     told = re.findall(r"^step (\d+)/60 loss 0\.1250 · lr 1\.00e-03 · 8\.0 pictures/s · 2 MB$", text, re.MULTILINE)
     assert told == [str(number) for number in range(6, 61, 3)]
+
+
+def test_texts_are_counted_in_tokens_and_what_is_learned_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    console.follow(story(60, "tokens"), 60)
+    text = capsys.readouterr().out
+    assert "2 texts in 3 pieces: 40 tokens, of which 30 are learned (75%)" in text
+    assert "chat.jsonl:1 Tell [it].Arr!" in text
+    assert "each of the texts is seen 1 to 4 times" in text
+    assert "2,000 tokens/s" in text
+    assert "step 60: loss 2.5000 on what is kept apart the best so far" in text
 
 
 def test_long_names_stay_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:

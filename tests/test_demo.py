@@ -28,7 +28,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"COUNT": 3, "SHOWN": 2, "STEPS": 2}.items():
         monkeypatch.setattr(demo, name, value)
     # the picture in the file's header: its 25 steps are tested elsewhere
-    monkeypatch.setattr(demo.run.report, "thumbnail", lambda *_: b"jpeg")
+    monkeypatch.setattr(demo.run.pictures, "thumbnail", lambda *_: b"jpeg")
 
 
 @needs_base

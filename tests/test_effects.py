@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import studio.commands.effects  # noqa: F401
+from tests.lms import lm
 from trainers.cli import app
 from trainers.lora.adapter import Adapter, AdapterInfo, content_digest
 from trainers.lora.pair import LoraPair
@@ -28,7 +29,7 @@ def run(*words: object, code: int = 0) -> Any:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("studio.look.measure.PICTURE_STEPS", 2)
+    monkeypatch.setattr("studio.look.measure_pictures.PICTURE_STEPS", 2)
 
 
 @pytest.fixture
@@ -108,13 +109,11 @@ def test_the_equal_feel_weight_is_kept_in_the_file(files: list[Path], prompts: P
         assert len(entry["base"]) == 64
 
 
-def test_where_a_folder_is_among_them_no_weight_is_kept(
-    files: list[Path], prompts: Path, tiny_base: Path, tmp_path: Path
-) -> None:
-    folder, before = Adapter.load(files[1]).save(tmp_path / "neon.peft", "peft", torch.float32), files[0].read_bytes()
-    words = ("strength", files[0], folder, "--base", tiny_base, "--weights", "0,1", "--prompts", prompts, "--write")
-    assert "neon.peft: is a PEFT folder" in run(*words, "--reference", "0.001", code=1).stderr
-    assert files[0].read_bytes() == before
+def test_a_folder_keeps_its_weight_too(files: list[Path], prompts: Path, tiny_base: Path, tmp_path: Path) -> None:
+    folder = Adapter.load(files[1]).save(tmp_path / "neon.peft", "peft", torch.float32)
+    words = ("strength", folder, "--base", tiny_base, "--weights", "0,1", "--prompts", prompts, "--write")
+    run(*words, "--reference", "0.001")
+    assert "weight" in Adapter.load(folder).info.metadata["stylora.equal_feel"]
 
 
 def test_one_adapter_and_the_same_one_twice(files: list[Path], tiny_base: Path) -> None:
@@ -143,3 +142,57 @@ def test_another_base(files: list[Path], tiny_base: Path, tmp_path: Path) -> Non
     assert "don't fit the base" in stderr
     assert "wide: unet" in stderr
     assert "different families" in run("conflict", files[0], wide, code=1).stderr
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lm("llama", tmp_path_factory.mktemp("lms") / "llama")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> list[Path]:
+    made = []
+    for seed, name in enumerate(("pirate", "herald")):
+        g = torch.Generator().manual_seed(seed)
+        pair = LoraPair(torch.randn(4, 32, generator=g), torch.randn(32, 4, generator=g) * 0.2, 4.0)
+        made.append(Adapter({"model.model.layers.0.self_attn.q_proj": pair}).save(tmp_path / name, "peft"))
+    return made
+
+
+def test_strength_of_text(texts: list[Path], tiny_lm: Path, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "strength.png"
+    words = ("strength", *texts, "--base", tiny_lm, "--weights", "0,0.5,1", "--prompts", prompts, "--reference", "0.01")
+    output = run(*words, "--out", out, "--write").output
+    for part in ("equal-feel weight", "KL divergence from the base", "equal feel: 0.", "a red house"):
+        assert part in output, part
+    assert "stylora.equal_feel" in Adapter.load(texts[0]).info.metadata
+    with Image.open(out) as sheet:
+        with_lines = sheet.height
+    output = run(*words, "--no-pictures", "--out", out, "--overwrite").output
+    assert "a red house" not in output
+    with Image.open(out) as sheet:
+        assert sheet.height < with_lines
+    found = json.loads(run(*words, "--json").stdout)["adapters"]["pirate"]
+    assert len(found["texts"]) == 4
+    assert found["nats"][0] == 0 < found["nats"][2]
+
+
+def test_conflict_of_text(texts: list[Path], tiny_lm: Path, prompts: Path, tmp_path: Path) -> None:
+    words = ("conflict", texts[0], f"{texts[1]}:0.5", "--base", tiny_lm, "--prompts", prompts)
+    output = run(*words, "--out", tmp_path / "conflict.png").output
+    for part in ("L00", "pirate + herald: they ", "bare base", "both", "KL divergence from the base"):
+        assert part in output, part
+    found = json.loads(run(*words, "--json").stdout)["pairs"][0]
+    assert len(found["texts"]) == 4
+    assert len(found["measured"]["nats"]) == 3
+    assert "has no use for block IN00" in run("conflict", f"{texts[0]}:blocks=IN00=0", texts[1], code=1).stderr
+
+
+def test_pictures_and_text_are_told_apart(texts: list[Path], files: list[Path], tiny_lm: Path, tiny_base: Path) -> None:
+    for command in ("conflict", "strength"):
+        assert "for pictures and for text don't go together" in run(command, texts[0], files[0], code=1).stderr
+    assert "pirate: is an adapter for text" in run("strength", texts[0], "--base", tiny_base, code=1).stderr
+    assert "ink: is an adapter for pictures" in run("strength", files[0], "--base", tiny_lm, code=1).stderr

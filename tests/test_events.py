@@ -11,11 +11,15 @@ from trainers import events
 from trainers.events import Event
 
 EXAMPLES: list[Event] = [
-    events.Started("ink", "tiny-sd", "cpu", "fp32", "sdpa", 16, 300, 0, {"unet": (10, 200)}, "adamw8bit", (149, 151)),
+    events.Started(
+        "ink", "tiny-sd", "cpu", "fp32", "sdpa", 16, "pictures", 300, 0, {"unet": (10, 200)}, "adamw8bit", (149, 151)
+    ),
     events.Cached(3, 13),
+    events.Supervised(2, 3, 40, 25, [("a:1", [("Tell it.", False), ("Arr!", True)]), ("b.md", [("☾", True)])]),
     events.Busy("pictures encoded", 3, 16),
     events.Note("blå båt\nat night ☾.png: 90 tokens"),
-    events.Step(1, 1 / 3, 1e-3, 0.1, 0.25, 8, 2**33),
+    events.Step(1, 1 / 3, 1e-3, 0.1, 0.25, 8, 612.0, 2**33),
+    events.Validation(25, 2.5, True),
     events.Preview(100, "runs/ink/previews/step-000100.png"),
     events.Saved(100, "runs/ink/checkpoints/step-000100"),
     events.Finished("ink.safetensors", "ab" * 32, 300, 75.5, {"parameters": {"unet": [10, 200]}, "loss": 0.1}),

@@ -41,6 +41,18 @@ def test_anatomy_of_any_rank() -> None:
     assert many.height > few.height
 
 
+def test_anatomy_by_kind_of_module() -> None:
+    parts = [*(part(f"L{k:02}", 8) for k in range(80)), part("TOTAL", 8)]
+    sizes = {"attention q": {p.block: 1.0 for p in parts}, "TOTAL": {p.block: 2.0 for p in parts}}
+    assert anatomy_sheet("pirate", parts, sizes).height > anatomy_sheet("pirate", parts).height + 80 * 26
+
+
+def test_lines_of_text_are_shown_like_pictures() -> None:
+    found = {"pirate": Strength((0.0, 1.0), (0.0, 0.3), 0.2, None, (0.0, 0.1))}
+    short, long = (strength_sheet(found, {"pirate": ["a", "word " * n]}) for n in (1, 200))
+    assert strength_sheet(found, {}).height < short.height < long.height
+
+
 def test_conflict_of_two_and_of_three() -> None:
     overlaps = [Overlap("MID", 0.5, 0.1, 0.2, 0.1), Overlap("TOTAL", 0.5, 0.1, 0.2, 0.1)]
     found = Disturbance(0.4, (0.5, 0.5), 0.1, (0.2, 0.3, 0.4), {799: 0.4})

@@ -57,9 +57,21 @@ def change(path: Path, **tensors: torch.Tensor) -> None:
 def test_info_shows_the_facts_of_every_file(path: Path, shapes: dict[str, Shape]) -> None:
     result = run("info", path, path)
     assert result.exit_code == 0
-    for word in ("[Ink]", "inkstyle", "kohya, float16", "Stable Diffusion 1.x", "IN00 1", "modelspec.title"):
+    for word in ("[Ink]", "inkstyle", "kohya, float16", "Stable Diffusion 1.x", "IN00 1", "--header shows them"):
         assert result.output.count(word) >= 2
     assert "converted" not in result.output
+    assert "modelspec.title" not in result.output
+    assert "modelspec.title" in run("info", path, "--header").output
+
+
+def test_info_of_an_adapter_for_text(tmp_path: Path) -> None:
+    pairs = {f"model.model.layers.{k}.mlp.up_proj": pair((768, 768)) for k in range(12)}
+    header = {"stylora.kind": "text", "stylora.base": "tiny-lm", "modelspec.architecture": "llama/lora"}
+    folder = Adapter(pairs, AdapterInfo(header)).save(tmp_path / "pirate", "peft")
+    output = run("info", folder).output
+    for word in ("peft, float16", "a language model", "tiny-lm", "L00-L11 1 each"):
+        assert word in output, word
+    assert json.loads(run("info", folder, "--json").stdout)[0]["base"] == "tiny-lm"
 
 
 def test_info_as_json_is_one_document_with_the_broken_ones_named(

@@ -12,7 +12,8 @@ from drawing import largest, wild
 from PIL import Image
 
 from studio.draw import generate, grid
-from studio.draw.recipe import Axes, Recipe
+from studio.draw.axes import Axes
+from studio.draw.recipe import Recipe
 from studio.draw.use import Use
 from trainers import plot
 from trainers.errors import ConfigError

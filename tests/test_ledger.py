@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainers.errors import AdapterError
-from trainers.lora.adapter import Adapter
+from trainers.lora.adapter import Adapter, AdapterInfo
 from trainers.lora.fit import Shape
 from trainers.lora.ledger import Ledger, fitted, ledger_of, read
+from trainers.lora.pair import LoraPair
 
 PROJ, CONV = "unet.mid_block.attentions.0.proj_in", "unet.conv_in"
 SHAPES: dict[str, Shape] = {PROJ: (4, 6), CONV: (4, 2, 3, 3)}
@@ -105,6 +106,26 @@ def test_where_nothing_fits_partial_does_not_help(path: Path, width: int, says: 
     with pytest.raises(AdapterError) as caught:
         fitted(path, {f"unet.{name}": (8, 768)}, partial=True)
     assert f"made for another base{says}; this one is Stable Diffusion 1.x" in caught.value.what
+
+
+def test_a_language_models_adapter_on_a_picture_base_and_the_reverse(tmp_path: Path) -> None:
+    pair, name = LoraPair(torch.ones(1, 4), torch.ones(8, 1), 1.0), "model.model.layers.0.mlp.up_proj"
+    header = AdapterInfo({"stylora.base": "owner/some-lm"})
+    text = Adapter({name: pair}, header).save(tmp_path / "text", "peft")
+    picture = Adapter({PROJ: pair}, AdapterInfo({"ss_base_model_version": "sd_v1"})).save(tmp_path / "x")
+    cross = {"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k": (8, 768)}
+    cases = {
+        (text, "lm"): "made for another base, a language model; this one is Stable Diffusion 1.x",
+        (picture, "sd1"): "made for another base, Stable Diffusion 1.x; this one is a language model",
+    }
+    for (path, own), says in cases.items():
+        with pytest.raises(AdapterError) as caught:
+            fitted(path, cross if own == "lm" else {name: (8, 4)})
+        assert caught.value.what.endswith(says)
+    with pytest.raises(AdapterError) as caught:
+        fitted(text, {name: (9, 4)})  # another language model
+    assert caught.value.what.endswith("made for another base, a language model")
+    assert "owner/some-lm" in caught.value.next_step
 
 
 def test_where_nothing_can_be_read_it_says_so(path: Path) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import studio.commands.look
 from studio.commands.look import each, named
+from tests.lms import lm
 from trainers.cli import app
 from trainers.errors import AdapterError, ConfigError
 from trainers.families.stable_diffusion import StableDiffusion
@@ -64,6 +65,19 @@ def test_anatomy_as_json(tmp_path: Path, tiny_base: Path) -> None:
     assert found["blocks"][1]["relative"] == pytest.approx(found["blocks"][1]["norm"] / float(weights.norm()), rel=1e-5)
     with Image.open(out) as sheet:
         assert sheet.format == "PNG"
+
+
+def test_anatomy_of_a_language_models_adapter(tmp_path: Path) -> None:
+    tiny_lm = lm("llama", tmp_path / "lm")
+    pairs = {f"model.model.layers.{k}.self_attn.q_proj": LoraPair(torch.ones(2, 32), torch.ones(32, 2), 2.0)
+             for k in range(2)}  # fmt: skip
+    folder = Adapter(pairs).save(tmp_path / "pirate", "peft", torch.float32)
+    assert "norm by kind" in run("anatomy", folder).output
+    output = run("anatomy", folder, "--base", tiny_lm, "--out", tmp_path / "anatomy.png").output
+    for word in ("change by kind", " q ", "L01"):
+        assert word in output
+    assert json.loads(run("anatomy", folder, "--json").stdout)["kinds"]["q"]["L00"] == pytest.approx(64)
+    assert "TOTAL" in run("diff", folder, folder).output
 
 
 def test_diff_of_two_formats_and_ranks(tmp_path: Path) -> None:
@@ -144,3 +158,7 @@ def test_anatomy_reads_dora_where_the_base_is_given(tmp_path: Path, tiny_base: P
 def test_anatomy_fits_a_terminal_of_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainers.console.PIPE_WIDTH", 80)
     assert "…" not in run("anatomy", planted(tmp_path / "ink.safetensors")).output
+    names = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+             "mlp.down_proj")  # fmt: skip
+    pairs = {f"model.model.layers.10.{name}": LoraPair(torch.ones(2, 32), torch.ones(32, 2), 2.0) for name in names}
+    assert "…" not in run("anatomy", Adapter(pairs).save(tmp_path / "pirate", "peft")).output

@@ -56,7 +56,11 @@ class Matrices:
         if self.sick == f"gradient {examples[0].step}":
             out.register_hook(lambda grad: grad * math.inf)
         each = (out - torch.stack([e.encoding["y"] for e in examples])).square().mean(1)
-        return Loss((each * torch.tensor([e.weight for e in examples])).sum(), each.detach())
+        return Loss(
+            (each * torch.tensor([e.weight for e in examples])).sum(),
+            each.detach(),
+            float(sum(e.slot < e.of for e in examples)),
+        )
 
 
 def encodings(plan: Plan = PLAN) -> list[Encoding]:
@@ -107,7 +111,7 @@ def test_a_step_is_the_mean_loss_and_its_gradient() -> None:
     assert down.grad is not None
     assert up.grad is not None
     (step,), after = train(family, steps=1)
-    assert (step.step, step.pictures, step.lr) == (1, 8, LR)
+    assert (step.step, step.samples, step.weight, step.lr) == (1, 8, 8.0, LR)
     assert step.loss == pytest.approx(float(mean))
     assert step.grad_norm == pytest.approx(float(torch.cat([down.grad.flatten(), up.grad.flatten()]).norm()))
     torch.testing.assert_close(after["unet.m.down"], down.detach() - LR * down.grad)
@@ -134,7 +138,7 @@ def test_prior_samples_count_with_their_weight_and_are_not_in_the_divisor() -> N
     plan = Plan((1, 1), ("a", "a"), 2, 2, prior=(False, True), prior_weight=0.0)
     without, wanted = train(Matrices(), plan, steps=3)
     none, got = train(Matrices(), replace(plan, prior_weight=1e-9), steps=3)
-    assert [step.pictures for step in without] == [4, 4, 4]
+    assert [step.samples for step in without] == [4, 4, 4]
     torch.testing.assert_close(got["unet.m.up"], wanted["unet.m.up"])
     assert [step.loss for step in none] == pytest.approx([step.loss for step in without])
     alone, got = train(Matrices(), Plan((1,), ("a",), 2, 2), steps=3, data=encodings(plan))

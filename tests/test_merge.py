@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from studio.draw.use import Use
 from studio.merge import merge as merging
-from studio.merge.merge import Ingredient, merge
+from studio.merge.contents import FILE
+from studio.merge.ingredients import Ingredient
+from studio.merge.merge import merge
 from studio.merge.probe import Answers, Probe
-from studio.merge.receipt import FILE, read, verify
+from studio.merge.receipt import read, verify
 from studio.merge.rewrite import Change, rewrite
 from studio.merge.weights import Weights, open_base
 from trainers import tensorfile

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import random_adapter, single_file
+from lms import lm
 from typer.testing import CliRunner
 
 import studio.commands.merging
@@ -81,3 +82,24 @@ def test_partial_may_stand_in_the_recipe(tiny_base: Path, adapter: Path, tmp_pat
     assert "only part" in run("merge", "--recipe", recipe, "--out", tmp_path / "out", code=1)
     recipe.write_text(f"partial = true\n{table}")
     assert "nothing would change" in run("merge", "--recipe", recipe, "--out", tmp_path / "out", code=1)
+
+
+def test_the_whole_round_of_a_language_model(tmp_path: Path) -> None:
+    base, out, back = lm("gpt2", tmp_path / "gpt2"), tmp_path / "merged", tmp_path / "back"
+    wild = random_adapter(base, 0, kinds=("attn", "mlp")).save(tmp_path / "wild", "peft", torch.float32)
+    (tmp_path / "blend.toml").write_text('base = "./gpt2"\nchat = true\n[[adapter]]\nfile = "wild"\nweight = 0.5\n')
+    told = run("merge", "--recipe", tmp_path / "blend.toml", "--out", out)
+    assert "KL in nats" in told
+    assert "100.0%" in told
+    assert f"stylora chat --base {out}" in told.replace("\n", "")
+    told = run("extract", "--tuned", out, "--base", base, "--rank", 4, "--dtype", "fp32", "--out", back)
+    assert "0.00% of their energy lost" in told
+    found = Adapter.load(back)
+    assert found.pairs.keys() == Adapter.load(wild).pairs.keys()
+    assert found.info.metadata["stylora.kind"] == "text"
+
+
+def test_what_goes_with_a_gguf_alone(tmp_path: Path) -> None:
+    wanted = ("merge", "--out", tmp_path / "x.gguf", "--base")
+    assert "--dtype: not with a .gguf base" in run(*wanted, tmp_path / "base.gguf", "--dtype", "bf16", code=1)
+    assert "--modelfile: only with a .gguf base" in run(*wanted, "tiny-sd", "--modelfile", code=1)

@@ -1,9 +1,10 @@
-"""Identities of the diffusion objective, and agreement with diffusers' scheduler."""
+"""Identities of the objectives, and agreement with diffusers' scheduler and torch's cross-entropy."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainers import objective
@@ -100,3 +101,54 @@ def test_loss_is_one_number_a_sample_in_full_precision() -> None:
 def test_half_precision_stays_half(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> None:
     noisy = objective.add_noise(latents.bfloat16(), noise.bfloat16(), alphas_cumprod, TIMESTEPS)
     assert noisy.dtype == torch.bfloat16
+
+
+def states(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states (11, 8), targets (11,) and a head (30, 8)."""
+    g = torch.Generator().manual_seed(3)
+    hidden, weight = torch.randn(11, 8, generator=g, dtype=dtype), torch.randn(30, 8, generator=g, dtype=dtype)
+    return hidden.requires_grad_(), torch.randint(30, (11,), generator=g), weight
+
+
+@pytest.mark.parametrize(("factor", "cap"), [(1.0, None), (0.5, None), (1.0, 3.0), (0.5, 3.0)])
+@pytest.mark.parametrize("rows", [1, 4, 11, 50, None])
+def test_chunks_change_no_loss_and_no_gradient(rows: int | None, factor: float, cap: float | None) -> None:
+    hidden, targets, weight = states()
+    bias, slope = torch.randn(30), torch.randn(11)
+    logits = factor * F.linear(hidden, weight, bias)
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    wanted = F.cross_entropy(logits, targets, reduction="none")
+    got = objective.token_losses(hidden, targets, objective.Head(weight, bias, factor, cap), rows)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(each, hidden, slope)[0] for each in (got, wanted)))
+
+
+def test_no_logits_are_kept() -> None:
+    hidden, targets, weight = states()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        losses = objective.token_losses(hidden, targets, objective.Head(weight), 4)
+    assert [tuple(x.shape) for x in kept] == [(11, 8)]
+    assert losses.requires_grad
+    with torch.no_grad():
+        assert torch.equal(objective.token_losses(hidden, targets, objective.Head(weight), 4), losses)
+
+
+def test_token_losses_are_float32_under_autocast() -> None:
+    hidden, targets, weight = states()
+    exact = objective.token_losses(hidden, targets, objective.Head(weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = objective.token_losses(hidden.bfloat16(), targets, objective.Head(weight))
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=0.03, atol=0.05)
+    assert torch.autograd.grad(rounded.sum(), hidden)[0].isfinite().all()
+
+
+def test_a_head_that_is_trained_gets_its_gradient() -> None:
+    hidden, targets, weight = states()
+    weight.requires_grad_()
+    got = objective.token_losses_of(lambda part: part @ weight.T, hidden, targets, 4)
+    wanted = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    torch.testing.assert_close(got, wanted)
+    for a, b in zip(*(torch.autograd.grad(x.sum(), (hidden, weight)) for x in (got, wanted)), strict=True):
+        torch.testing.assert_close(a, b)

@@ -52,8 +52,8 @@ def test_help_shows_every_setting(help_text: str, leaf: object) -> None:
 
 def test_help_shows_meaning_default_limits_and_section(help_text: str) -> None:
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", help_text).split())
-    assert "--rank int >= 1 rank of the UNet's adapter (default: 16)" in words
-    assert "folder of pictures (required, here or in a TOML file)" in words
+    assert "--rank int >= 1 rank of the adapter, of the UNet's or of the language model's (default: 16)" in words
+    assert "folder of pictures, or folder or file of texts (required, here or in a TOML file)" in words
     assert "--format kohya|diffusers" in words
     for section in ("lora", "dataset", "prior", "objective", "optim", "train", "adapter"):
         assert f"─ {section} ─" in help_text

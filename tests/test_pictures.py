@@ -10,9 +10,10 @@ from PIL import Image
 
 from studio.draw import recipe as recipes
 from studio.draw.generate import Picture
-from studio.draw.pictures import asked, check_free, targets_of, write, write_recipe
+from studio.draw.pictures import asked, targets_of, write, write_recipe
 from studio.draw.recipe import Made, Recipe
 from studio.draw.use import Use, located
+from studio.outputs import check_free
 from trainers.errors import ConfigError, RunError
 from trainers.lora.adapter import digest
 from trainers.lora.gains import Gain

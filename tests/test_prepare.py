@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from training import config_for
 
-from trainers import prepare, run
+from trainers import pictures, prepare, run
 from trainers.config import TrainConfig
 from trainers.errors import ConfigError, DatasetError
 from trainers.events import Busy, Cached, Event, Note
 from trainers.families.stable_diffusion import StableDiffusion
 from trainers.lora import inject
-from trainers.prepare import Data
+from trainers.pictures import PictureData as Data
 
 PictureFolder = Callable[..., Path]
 Configure = Callable[..., TrainConfig]
@@ -34,7 +34,7 @@ def configure(tiny_base: Path, tmp_path: Path) -> Configure:
 
 def encode(config: TrainConfig, opened: run.Opened | None = None) -> tuple[Data, list[Event]]:
     """The data, and the events told on the way."""
-    machine, family = opened or run.open_base(config)
+    machine, family, _ = opened or run.open_base(config)
     told: list[Event] = []
 
     def drain(steps: Iterator[Event]) -> Iterator[Event]:
@@ -42,7 +42,7 @@ def encode(config: TrainConfig, opened: run.Opened | None = None) -> tuple[Data,
         made.append(data)
 
     made: list[Data] = []
-    told += drain(prepare.encode(config, family, prepare.scan(config, family), machine))
+    told += drain(pictures.encode(config, family, pictures.scan(config, family), machine))
     return made[0], told
 
 
@@ -59,9 +59,9 @@ def test_faults_are_found_before_anything_is_loaded(configure: Configure, pictur
     (folder / "00.png").write_bytes(b"")
     (folder / "01.txt").write_text("")
     config = configure(folder)
-    _, family = run.open_base(config)
+    family = run.open_base(config).family
     with pytest.raises(DatasetError) as caught:
-        prepare.scan(config, family)
+        pictures.scan(config, family)
     assert len(caught.value.faults) == 2
     assert family.loaded_parts() == {}
 
@@ -70,17 +70,17 @@ def test_the_resolution_is_the_bases_own_unless_asked_for(configure: Configure, 
     folder = picture_folder(1, sizes=[(40, 40)])
     for wish, side in ((None, 16), (64, 64)):
         config = configure(folder, dataset__resolution=wish)
-        assert prepare.scan(config, run.open_base(config)[1]).resolution == side
+        assert pictures.scan(config, run.open_base(config).family).resolution == side
 
 
 def test_a_resolution_that_the_base_cannot_do_names_one_that_it_can(
     configure: Configure, picture_folder: PictureFolder
 ) -> None:
     config = configure(picture_folder(1, sizes=[(64, 64)]), dataset__resolution=40)
-    _, family = run.open_base(config)
+    family = run.open_base(config).family
     family.multiple = 32
     with pytest.raises(ConfigError, match="multiples of 32") as caught:
-        prepare.scan(config, family)
+        pictures.scan(config, family)
     assert caught.value.next_step == "use 32"
 
 
@@ -88,7 +88,7 @@ def test_pictures_under_half_the_resolution_are_refused(configure: Configure, pi
     folder = picture_folder(2, sizes=[(16, 16), (15, 40)])
     config = configure(folder, dataset__resolution=32)
     with pytest.raises(DatasetError) as caught:
-        prepare.scan(config, run.open_base(config)[1])
+        pictures.scan(config, run.open_base(config).family)
     assert [fault.partition(":")[0] for fault in caught.value.faults] == ["01.png"]
 
 
@@ -111,7 +111,7 @@ def test_encodings_are_those_of_the_base_and_their_order_is_that_of_the_files(
     folder = picture_folder(3, sizes=[(16, 16), (48, 24)])
     config = configure(folder, lora__text_encoder=False)
     data, told = encode(config)
-    _, family = run.open_base(config)
+    family = run.open_base(config).family
     assert [sample.path.name for sample in data.samples] == ["00.png", "01.png", "02.png"]
     assert [tuple(size) for size in data.plan.buckets] == [(16, 16), (16, 8), (16, 16)]
     with Image.open(folder / "02.png") as picture:
@@ -143,10 +143,10 @@ def test_what_is_done_with_is_let_go(configure: Configure, picture_folder: Pictu
     config = configure(picture_folder(1), lora__text_encoder=trained)
     opened = run.open_base(config)
     for part in ("vae", "text_encoder"):
-        opened[1].part(part)
+        opened.family.part(part)
     data, _ = encode(config, opened)
-    assert "vae" not in opened[1]._parts
-    assert set(opened[1].loaded_parts()) == ({"text_encoder"} if trained else set())
+    assert "vae" not in opened.family._parts
+    assert set(opened.family.loaded_parts()) == ({"text_encoder"} if trained else set())
     assert ("ids" in data.encodings[0], "text" in data.encodings[0]) == (trained, not trained)
 
 
@@ -201,9 +201,10 @@ def test_each_part_gets_its_own_rank_scale_and_learning_rate(
 ) -> None:
     settings = {"lora__rank": 6, "lora__alpha": 12.0, "lora__text_rank": 2, "optim__text_lr": 3e-4}
     config = configure(picture_folder(1), **settings, optim__schedule="constant", optim__warmup=2)
-    machine, family = run.open_base(config)
-    prepare.put_lora(config, family)
-    update = prepare.update(config, family, machine)
+    machine, family, _ = run.open_base(config)
+    shapes = pictures.shapes(config)
+    prepare.put_lora(config, family, shapes)
+    update = prepare.update(config, family, prepare.peak_rates(family, shapes), machine)
     assert [group.name for group in update.groups] == ["unet", "text_encoder"]
     assert update.rates(0) == pytest.approx([0.5e-2, 1.5e-4])
     assert update.rates(2) == pytest.approx([1e-2, 3e-4])
@@ -214,22 +215,24 @@ def test_each_part_gets_its_own_rank_scale_and_learning_rate(
 
 def test_learning_rates_that_are_not_set_follow_the_base(configure: Configure, picture_folder: PictureFolder) -> None:
     """1 / width on average: layers of 32 and 64 inputs."""
-    pictures = picture_folder(1)
+    folder = picture_folder(1)
     for lr, text_lr, wanted in ((None, None, None), (None, 1e-4, (None, 1e-4)), (1e-3, None, (1e-3, 2e-4))):
-        config = configure(pictures, optim__lr=lr, optim__text_lr=text_lr)
-        family = run.open_base(config)[1]
-        prepare.put_lora(config, family)
+        config = configure(folder, optim__lr=lr, optim__text_lr=text_lr)
+        family = run.open_base(config).family
+        prepare.put_lora(config, family, pictures.shapes(config))
         widths = inject.widths("unet", family.part("unet"))
         assert set(widths) == {32, 64}
         own = 0.2 * len(widths) / sum(widths)
         unet, text = wanted or (None, own / 5)
-        rates = prepare.peak_rates(config, family)
+        rates = prepare.peak_rates(family, pictures.shapes(config))
         assert (rates["unet"], rates["text_encoder"]) == pytest.approx((unet or own, text))
 
 
 def test_a_frozen_text_encoder_is_not_even_loaded(configure: Configure, picture_folder: PictureFolder) -> None:
     config = configure(picture_folder(1), lora__text_encoder=False)
-    machine, family = run.open_base(config)
-    prepare.put_lora(config, family)
-    assert [group.name for group in prepare.update(config, family, machine).groups] == ["unet"]
+    machine, family, _ = run.open_base(config)
+    shapes = pictures.shapes(config)
+    prepare.put_lora(config, family, shapes)
+    update = prepare.update(config, family, prepare.peak_rates(family, shapes), machine)
+    assert [group.name for group in update.groups] == ["unet"]
     assert set(family.loaded_parts()) == {"unet"}

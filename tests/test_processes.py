@@ -69,7 +69,7 @@ def test_two_processes_train_like_one(tiny_base: Path, tmp_path: Path) -> None:
     for kind in (Started, Cached, Preview, Finished):
         assert len([event for event in told if isinstance(event, kind)]) == 1
     steps = [event for event in told if isinstance(event, Step)]
-    assert [(step.step, step.pictures) for step in steps] == [(k, 10) for k in range(1, 6)]
+    assert [(step.step, step.samples) for step in steps] == [(k, 10) for k in range(1, 6)]
     assert [event.step for event in told if isinstance(event, Saved)] == [2, 4]
     assert json.loads((two.out / "report.json").read_text())["processes"] == 2
     assert done.stdout.count("done in") == 1

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from studio.draw.use import Use
 from studio.merge import merge as merging
+from studio.merge.ingredients import Ingredient
 from studio.merge.proof import excess, prove
 from studio.merge.rewrite import rewrite
 from studio.merge.weights import Weights, open_base
@@ -40,7 +41,7 @@ def merged(base: Weights, out: Path, dtype: str, paths: list[str] | None = None)
     changes: dict[str, list[str]] = {}
     for path in {path for one, gain in uses for path in one.pairs if gain.at(path)}:
         changes.setdefault(base.tensors[f"{path}.weight"].key, []).append(path)
-    parts = [merging.Ingredient(Use(Path(), gain), one) for one, gain in uses]
+    parts = [Ingredient(Use(Path(), gain), one) for one, gain in uses]
     rewrite(base.files[0], out, {k: merging._sum(base, v, parts) for k, v in changes.items()}, dtype)
     return uses
 

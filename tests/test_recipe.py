@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from studio.draw.recipe import Axes, Made, Recipe, parse_size, read, write
+from studio.draw.axes import Axes
+from studio.draw.recipe import Made, Recipe, parse_size, read, write
 from studio.draw.use import Use, located
 from trainers.errors import ConfigError
 from trainers.lora.gains import Gain

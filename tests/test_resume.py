@@ -16,7 +16,7 @@ import pytest
 import torch
 from training import arguments, config_for, pictures, train
 
-from trainers import checkpoint, events, loop, report, run
+from trainers import checkpoint, events, loop, run
 from trainers.config import TrainConfig
 from trainers.errors import DatasetError, RunError
 from trainers.events import Event, Finished, Note, Saved, Started, Step
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "thumbnail", lambda *_: b"\xff\xd8\xff\xd9")
+    monkeypatch.setattr(run.pictures, "thumbnail", lambda *_: b"\xff\xd8\xff\xd9")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def stopped(quick: None, tiny_base: Path, data: Path, tmp_path: Path) -> TrainCo
 def whole(tiny_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """The same run, never stopped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "thumbnail", lambda *_: b"\xff\xd8\xff\xd9")
+        patch.setattr(run.pictures, "thumbnail", lambda *_: b"\xff\xd8\xff\xd9")
         config = config_for(tiny_base, data, tmp_path_factory.mktemp("whole") / "run", SHORT)
         train(config)
     return config
@@ -62,7 +62,7 @@ def stop(config: TrainConfig, after: int) -> TrainConfig:
         if isinstance(event, Step) and event.step == after:
             break
     going.close()  # type: ignore[attr-defined]
-    assert not run.is_finished(config)
+    assert not run.finished(config.out)
     return config
 
 
@@ -154,7 +154,7 @@ def test_stopped_again_and_again(stopped: TrainConfig, whole: TrainConfig) -> No
 def test_stopped_between_the_adapter_and_the_report(stopped: TrainConfig, whole: TrainConfig) -> None:
     resume(stopped)
     (stopped.out / "report.json").unlink()
-    assert not run.is_finished(stopped)
+    assert not run.finished(stopped.out)
     assert isinstance(resume(stopped)[-1], Finished)
     assert sha(stopped) == sha(whole)
     assert [type(event) for event in resume(stopped)] == [Note]
@@ -215,7 +215,7 @@ def test_changed_data_is_refused_until_it_is_put_back(
         (own / "02.png").unlink()
     with pytest.raises(RunError, match="changed since this run began") as caught:
         resume(config)
-    assert "put them back" in caught.value.next_step
+    assert "put it back" in caught.value.next_step
     assert sorted((config.out / "checkpoints").rglob("*")) == checkpoints
     shutil.rmtree(own)
     with pytest.raises(DatasetError):
@@ -264,7 +264,7 @@ def test_a_killed_process_resumes_to_the_same_bytes(
     for _ in range(kills - 1):
         child = Child(tmp_path, "-m", "trainers", "resume", str(config.out))
         saved = child.kill_after_a_checkpoint(config, more_than=saved)
-    assert not run.is_finished(config)
+    assert not run.finished(config.out)
     Child(tmp_path, "-m", "trainers", "resume", str(config.out)).end()
     began = [event.first_step for event in told(config) if isinstance(event, Started)]
     assert len(began) == kills + 1

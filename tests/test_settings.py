@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from trainers.settings import LoraConfig, Settings, by_key, leaves
+from trainers.leaves import by_key, leaves
+from trainers.settings import LoraConfig, Settings
 
 
 def test_every_setting_says_what_it_means_and_takes() -> None:
@@ -29,7 +30,7 @@ def test_defaults_pass_their_own_limits() -> None:
         ("optim.lr", "number > 0 or none"),
         ("lora.dropout", "number >= 0, < 1"),
         ("dataset.resolution", "int >= 32, multiple of 8 or none"),
-        ("adapter.format", "kohya|diffusers"),
+        ("adapter.format", "kohya|diffusers|peft"),
         ("train.preview_prompts", "list of texts"),
     ],
 )
@@ -39,7 +40,7 @@ def test_limits_are_shown_as_they_are_checked(key: str, text: str) -> None:
 
 def test_unset_settings_follow_others() -> None:
     lora = LoraConfig(rank=9)
-    assert (lora.unet_alpha, lora.text_encoder_rank, lora.text_encoder_alpha) == (9.0, 4, 4.0)
+    assert (lora.full_alpha, lora.text_encoder_rank, lora.text_encoder_alpha) == (9.0, 4, 4.0)
     assert LoraConfig(rank=1).text_encoder_rank == 1
     assert LoraConfig(rank=16, alpha=4, text_rank=8).text_encoder_alpha == 2.0  # the same alpha / rank
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT / "sample_data" / "bases" / "tiny-sd" / "model_index.json"
 INSIDE = "trainers/sample_data"
-MOST_BYTES = 45_000_000
+MOST_BYTES = 53_000_000
 
 pytestmark = pytest.mark.skipif(not INDEX.exists(), reason=f"the embedded base isn't made yet: no {INDEX}")
 
@@ -40,6 +40,10 @@ def test_wheel_holds_the_code_a_base_a_style_and_the_judge(wheel: Path) -> None:
     assert f"{INSIDE}/judge.safetensors" in names
     for part in ("model_index.json", "tokenizer", "text_encoder", "unet", "vae", "scheduler"):
         assert any(name.startswith(f"{INSIDE}/bases/tiny-sd/{part}") for name in names), part
+    for part in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        assert f"{INSIDE}/bases/tiny-lm/{part}" in names
+    for part in ("train", "heldout", "chat"):
+        assert f"{INSIDE}/text/pirate/{part}.jsonl" in names
     pictures = {name for name in names if name.startswith(f"{INSIDE}/styles/ink/") and name.endswith(".png")}
     assert len(pictures) == 16
     assert {name.removesuffix(".png") + ".txt" for name in pictures} <= names
@@ -50,6 +54,8 @@ def test_wheel_holds_nothing_else(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"trainers", "studio"}
     styles = {name.split("/")[3] for name in names_in(wheel) if name.startswith(f"{INSIDE}/styles/")}
     assert styles == {"ink"}
+    texts = {name.split("/")[3] for name in names_in(wheel) if name.startswith(f"{INSIDE}/text/")}
+    assert texts == {"pirate"}
     assert wheel.stat().st_size < MOST_BYTES
 
 

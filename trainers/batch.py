@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from trainers import report, run
-from trainers.config import TrainConfig, leaves
+from trainers.config import TrainConfig
 from trainers.errors import ConfigError, RunError, StyloraError
 from trainers.events import Event
+from trainers.leaves import leaves
 
 Follow = Callable[[Iterable[Event], int], dict[str, Any]]
 
@@ -41,7 +42,7 @@ def run_all(folders: Sequence[Path], values: Mapping[str, Any], sets: Sequence[s
             [f"{out}: named twice" for out in twice],
             "rename one of the folders",
         )
-    waiting = [config for config in configs if not run.is_finished(config)]
+    waiting = [config for config in configs if not run.finished(config.out)]
     opened = run.open_base(waiting[0]) if waiting else None
     results = []
     for folder, config in zip(folders, configs, strict=True):
@@ -65,14 +66,15 @@ def _config(folder: Path, values: Mapping[str, Any], sets: Sequence[str]) -> Tra
             "batch takes its folders as arguments, and each adapter has its folder's name", faults, "leave these out"
         )
     name = folder.resolve().name
-    return TrainConfig.build(values={**values, "data": str(folder), "out": str(Path(values["out"]) / name)}, sets=sets)
+    fixed_values = {**values, "data": str(folder), "out": str(Path(values["out"]) / name)}
+    return run.for_base(TrainConfig.build(values=fixed_values, sets=sets))
 
 
 def _one(folder: Path, config: TrainConfig, opened: run.Opened | None, follow: Follow) -> Result:
     begun = (config.out / run.CONFIG).is_file()
     if begun:
         _check_same(run.settled(config), run.read_config(config.out))
-    if run.is_finished(config):
+    if run.finished(config.out):
         return Result(folder, "done before", adapter=str(run.adapter_path(config)))
     events = run.resume(config.out, opened) if begun else run.start(config, opened)
     done = follow(events, config.train.steps)

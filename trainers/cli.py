@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from trainers.console import StyloraGroup, escape, follow, say, show_notes
+from trainers.errors import ConfigError
 from trainers.options import with_options
 
 PANEL = "Teach a style"
@@ -27,17 +28,17 @@ File = Annotated[
 @app.command(rich_help_panel=PANEL)
 @with_options
 def train(file: File = None, sets: Sets = [], *, values: dict[str, Any]) -> None:  # noqa: B006
-    """Teach a base a style from a folder of pictures; leaves one small adapter file."""
+    """Teach a base a style from a folder of pictures or texts; leaves one small adapter."""
     from trainers.config import TrainConfig
 
     config = TrainConfig.build(file=file, values=values, sets=sets)
     from trainers import run
 
     run.check_folder(config.out)
+    config = run.for_base(config)
     if follow(run.start(config), config.train.steps):
-        command = (
-            f'stylora generate --base {config.base} --adapter {run.adapter_path(config)} --prompt "…" --out new.png'
-        )
+        out = "" if config.adapter.format == "peft" else " --out new.png"
+        command = f'stylora generate --base {config.base} --adapter {run.adapter_path(config)} --prompt "…"{out}'
         say(f"Next: [bold]{escape(command)}[/]")
 
 
@@ -69,7 +70,7 @@ def batch(
 
 @app.command(rich_help_panel=PANEL)
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="folder of pictures")],
+    folder: Annotated[Path, typer.Argument(help="folder of pictures, or folder or file of texts")],
     trigger: Annotated[str, typer.Option(help="word put before every caption")] = "",
     instance_prompt: Annotated[str | None, typer.Option(help="one caption for the pictures that have none")] = None,
     require_captions: Annotated[
@@ -77,9 +78,19 @@ def doctor(
     ] = False,
     min_side: Annotated[int, typer.Option(min=1, metavar="PIXELS", help="shorter side a picture must have")] = 1,
 ) -> None:
-    """Say what is in a folder of pictures and all that is wrong with it; loads no model."""
+    """Say what is in a folder of pictures or texts and all that is wrong with it; loads no model."""
     from trainers import doctor as examiner
+    from trainers import documents
 
+    if documents.holds_texts(folder):
+        odd = {"--trigger": trigger, "--instance-prompt": instance_prompt, "--require-captions": require_captions}
+        if given := [flag for flag, value in odd.items() if value] + (["--min-side"] if min_side > 1 else []):
+            raise ConfigError(f"{folder} holds texts", [f"{flag} is for pictures" for flag in given], "leave these out")
+        reading = documents.read(folder)
+        show_notes(reading.notes)
+        documents.sound(reading, folder)
+        say(f"[green]{len(reading.documents)} texts, nothing wrong.[/]")
+        return
     report = examiner.examine(
         folder, trigger=trigger, instance_prompt=instance_prompt, require_captions=require_captions, min_side=min_side
     )

@@ -5,25 +5,22 @@ Try: python -c "from trainers.config import TrainConfig; print(TrainConfig(data=
 
 from __future__ import annotations
 
-import json
-import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from trainers.errors import ConfigError
-from trainers.settings import Leaf, OptimConfig, Settings, by_key, leaves
+from trainers.given import Given, from_file, from_sets, parse, toml
+from trainers.leaves import Leaf, by_key, leaves
+from trainers.settings import OptimConfig, Settings
 
 __all__ = ["Leaf", "TrainConfig", "leaves"]
 
-BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NEEDS = {"pictures": "a base that makes pictures", "text": "a language model"}
 
 
 class TrainConfig(Settings):
@@ -42,9 +39,9 @@ class TrainConfig(Settings):
         Raises one ConfigError that lists every fault.
         """
         faults: list[str] = []
-        given, whole = _from_file(file, faults)
-        given |= {key: Given(_parse(key, value), "a flag") for key, value in (values or {}).items()}
-        given |= _from_sets(sets, faults)
+        given, whole = from_file(file, faults)
+        given |= {key: Given(parse(key, value), "a flag") for key, value in (values or {}).items()}
+        given |= from_sets(sets, faults)
         faults += [_unknown(key, given.pop(key).source) for key in list(given) if key not in by_key()]
         config, found = _validated(given)
         faults += [text for key, text in found.items() if whole or key in given]  # a broken file may well name `data`
@@ -63,105 +60,50 @@ class TrainConfig(Settings):
             value = getattr(value, part)
         return value
 
-    def to_toml(self) -> str:
-        """As a TOML file that `build` reads back to an equal config. A setting left out is unset (None)."""
-        return "\n".join(self._toml_lines()) + "\n"
+    def for_kind(self, kind: str) -> TrainConfig:
+        """The same with the defaults of a kind of base, "pictures" or "text".
 
-    def _toml_lines(self) -> Iterator[str]:
+        Raises ConfigError with every setting that was given and is of the other kind.
+        """
+        odd = [leaf for leaf in leaves() if leaf.only not in ("", kind) and self.get(leaf.key) != leaf.default]
+        faults = [f"{leaf.key}: is for {NEEDS[leaf.only]}" for leaf in odd]
+        if kind == "text" and self._given("adapter.format") and self.adapter.format != "peft":
+            faults.append(f"adapter.format: got {self.adapter.format}, wanted peft: the others have no names for text")
+        if faults:
+            raise ConfigError(
+                f"{self.base} is {NEEDS[kind][2:]}, and some settings aren't for it", faults, "leave them out"
+            )
+        if kind != "text":
+            return self
+        other = [leaf for leaf in leaves() if leaf.on_text != leaf.default and not self._given(leaf.key)]
+        sections: dict[str, dict[str, Any]] = {}
+        for leaf in other:
+            sections.setdefault(leaf.section, {})[leaf.name] = leaf.on_text
+        changed = {name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
+        return self.model_copy(update=changed)
+
+    def _given(self, key: str) -> bool:
+        """Was it set by anyone, though to its default?"""
+        section, _, name = key.rpartition(".")
+        return name in (getattr(self, section) if section else self).model_fields_set
+
+    def to_toml(self, kind: str = "") -> str:
+        """As a TOML file that `build` reads back to an equal config; of a kind of base only what it has.
+
+        A setting left out is unset (None).
+        """
+        return "\n".join(self._toml_lines(kind)) + "\n"
+
+    def _toml_lines(self, kind: str) -> Iterator[str]:
         section = ""
         for leaf in leaves():
             value = self.get(leaf.key)
-            if value is None and leaf.default is None:
+            if (value is None and leaf.default is None) or (kind and leaf.only not in ("", kind)):
                 continue
             if leaf.section != section:
                 section = leaf.section
                 yield from ("", f"[{section}]")
-            yield f"{leaf.name} = {_toml(value)}"
-
-
-@dataclass(frozen=True)
-class Given:
-    value: Any
-    source: str
-
-
-def _parse(key: str, value: Any) -> Any:
-    """The value a text from the command line stands for; another text stays one, and is refused later."""
-    leaf = by_key().get(key)
-    if leaf is None or not isinstance(value, str):
-        return value
-    if NoneType in leaf.kinds and value.lower() == "none":
-        return None
-    if list in leaf.kinds:
-        return _parse_list(value, single=str in leaf.kinds)
-    if bool in leaf.kinds:
-        return BOOLEANS.get(value.lower(), value)
-    if leaf.kinds & {int, float}:
-        return _parse_number(value, whole=int in leaf.kinds)
-    return value
-
-
-def _parse_list(value: str, single: bool) -> Any:
-    if value.startswith("["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            pass  # a regular expression may start so too
-    parts = [part.strip() for part in re.split(r",(?![^{]*})", value) if part.strip()]  # not in "a{1,2}"
-    return value if single and len(parts) < 2 else parts
-
-
-def _parse_number(value: str, whole: bool) -> Any:
-    try:
-        return int(value)
-    except ValueError:
-        pass
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return int(number) if whole and number.is_integer() else number  # "1e3" steps
-
-
-def _from_file(file: Path | None, faults: list[str]) -> tuple[dict[str, Given], bool]:
-    """The settings of a TOML file by dotted key, and whether it could be read."""
-    if file is None:
-        return {}, True
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        faults.append(f"{file}: can't be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
-        return {}, False
-    except tomllib.TOMLDecodeError as error:
-        faults.append(f"{file}: not TOML: {error}")
-        return {}, False
-    return {key: Given(_unset(key, value), str(file)) for key, value in _flat(tables)}, True
-
-
-def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tables.items():
-        if isinstance(value, dict) and prefix + name not in by_key():
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _unset(key: str, value: Any) -> Any:
-    """TOML has no null: "none" stands for it wherever no text could be meant."""
-    leaf = by_key().get(key)
-    unset = leaf is not None and value == "none" and NoneType in leaf.kinds and str not in leaf.kinds
-    return None if unset else value
-
-
-def _from_sets(sets: Sequence[str], faults: list[str]) -> dict[str, Given]:
-    given = {}
-    for text in sets:
-        key, sign, value = (part.strip() for part in text.partition("="))
-        if sign and key:
-            given[key] = Given(_parse(key, value), "--set")
-        else:
-            faults.append(f"--set {text}: got no key and value, wanted KEY=VALUE such as optim.lr=1e-4")
-    return given
+            yield f"{leaf.name} = {toml(value)}"
 
 
 def _unknown(key: str, source: str) -> str:
@@ -230,20 +172,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _toml(value: Any) -> str:
-    match value:
-        case None:
-            return '"none"'  # see _unset
-        case bool():
-            return str(value).lower()
-        case int() | float():
-            return repr(value)
-        case list():
-            return f"[{', '.join(map(_toml, value))}]"
-        case _:  # JSON's escapes are TOML's, but for DEL
-            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
 # The setting to blame, the one it contradicts, whether they do, and what is wanted.
 CROSS_CHECKS: list[tuple[str, str, Callable[[TrainConfig], bool], str]] = [
     (
@@ -264,6 +192,18 @@ CROSS_CHECKS: list[tuple[str, str, Callable[[TrainConfig], bool], str]] = [
         "lora.text_encoder",
         lambda c: c.optim.text_lr is not None and not c.lora.text_encoder,
         "but lora.text_encoder is {}: leave one of them out",
+    ),
+    (
+        "train.patience",
+        "train.validate_every",
+        lambda c: bool(c.train.patience) and not c.train.validate_every,
+        "but train.validate_every is {}: leave one of them out",
+    ),
+    (
+        "dataset.overlap",
+        "dataset.context",
+        lambda c: c.dataset.context is not None and c.dataset.overlap >= c.dataset.context,
+        "wanted less than dataset.context, {}",
     ),
     (
         "lora.text_rank",

@@ -98,13 +98,15 @@ def speaks() -> bool:
 def _plain(events: Iterable[Any], steps: int) -> dict[str, Any]:
     """A line for what matters, and about twenty for the steps."""
     report: dict[str, Any] = {}
+    unit = ""
     every = max(1, steps // 20)
     for event in events:
         kind = type(event).__name__
         if kind == "Step":
             if event.step % every == 0 or event.step == steps:
-                say(f"step {event.step}/{steps} {_step_text(event)}")
+                say(f"step {event.step}/{steps} {_step_text(event, unit)}")
         elif kind != "Busy":
+            unit = event.unit if kind == "Started" else unit
             report = _tell(event) or report
     return report
 
@@ -123,6 +125,7 @@ def _live(events: Iterable[Any], steps: int) -> dict[str, Any]:
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}")]
     report: dict[str, Any] = {}
     with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()) as bar:
+        unit = ""
         busy: TaskID | None = bar.add_task("preparing", total=None, facts="")
         training: TaskID | None = None
         for event in events:
@@ -131,9 +134,10 @@ def _live(events: Iterable[Any], steps: int) -> dict[str, Any]:
                 busy = bar.add_task("", facts="") if busy is None else busy
                 bar.update(busy, description=event.what, completed=event.done, total=event.total)
             elif kind == "Step" and training is not None:
-                bar.update(training, completed=event.step, facts=_step_text(event))
+                bar.update(training, completed=event.step, facts=_step_text(event, unit))
             else:
                 if kind == "Started":
+                    unit = event.unit
                     if busy is not None:
                         bar.remove_task(busy)
                     busy, training = None, bar.add_task("training", total=steps, completed=event.first_step, facts="")
@@ -154,9 +158,11 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _step_text(event: Any) -> str:
-    speed = event.pictures / event.seconds if event.seconds else 0.0
-    return f"loss {event.loss:.4f} · lr {event.lr:.2e} · {speed:.1f} pictures/s · {size(event.memory)}"
+def _step_text(event: Any, unit: str) -> str:
+    count = event.weight if unit == "tokens" else event.samples
+    speed = count / event.seconds if event.seconds else 0.0
+    shown = f"{speed:,.0f}" if speed > 1000 else f"{speed:.1f}"
+    return f"loss {event.loss:.4f} · lr {event.lr:.2e} · {shown} {unit}/s · {size(event.memory)}"
 
 
 def _tell(event: Any, console: Any = None) -> dict[str, Any]:
@@ -176,21 +182,39 @@ def _lines(event: Any) -> Iterator[str]:
     elif kind == "Cached":
         yield f"[dim]·[/] encodings: {event.encoded} made, {event.reused} taken from the cache"
     elif kind == "Started":
-        yield f"[bold]{escape(event.name)}[/]: {event.samples} pictures, {event.steps} steps on {escape(event.base)}"
+        what = "texts" if event.unit == "tokens" else event.unit
+        yield f"[bold]{escape(event.name)}[/]: {event.samples} {what}, {event.steps} steps on {escape(event.base)}"
         low, high = event.exposures
         seen = f"{low}" if low == high else f"{low} to {high}"
         yield f"[dim]·[/] {event.device}, {event.precision}, attention by {event.attention}, {event.optimizer}"
-        yield f"[dim]·[/] each picture is seen {seen} times"
+        yield f"[dim]·[/] each of the {what} is seen {seen} times"
         for part, (trainable, total) in event.parameters.items():
             yield f"[dim]·[/] {part}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})"
         if event.first_step:
             yield f"[dim]·[/] going on after step {event.first_step}"
+    elif kind == "Supervised":
+        yield from _supervised(event)
+    elif kind == "Validation":
+        mark = " [green]the best so far[/]" if event.best else ""
+        yield f"[dim]·[/] step {event.step}: loss {event.loss:.4f} on what is kept apart{mark}"
     elif kind == "Saved":
         yield f"[dim]·[/] checkpoint at step {event.step}: {escape(event.path)}"
     elif kind == "Preview":
         yield f"[dim]·[/] preview at step {event.step}: {escape(event.path)}"
     elif kind == "Finished":
         yield f"[green]done[/] in {event.seconds:.0f} s: {escape(event.path)} (sha256 {event.sha256[:12]})"
+
+
+def _supervised(event: Any) -> Iterator[str]:
+    """The receipt of what is learned: counts, then the first texts with what is learned in green."""
+    share = event.supervised / event.tokens if event.tokens else 0.0
+    yield (
+        f"[dim]·[/] {event.documents} texts in {event.pieces} pieces: {event.tokens:,} tokens, of which"
+        f" [green]{event.supervised:,} are learned[/] ({share:.0%})"
+    )
+    for name, runs in event.samples:
+        text = "".join(f"[green]{escape(text)}[/]" if learned else f"[dim]{escape(text)}[/]" for text, learned in runs)
+        yield f"    [bold]{escape(name)}[/] {text}".replace("\n", "↵")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -83,7 +83,7 @@ def apply(image: Image.Image, placement: Placement) -> Image.Image:
 
 def read_caption(path: Path) -> str:
     """The first line of a caption file that isn't empty."""
-    text = _read_text(path)
+    text = read_text(path)
     for line in text.splitlines():
         if line.strip():
             return line.strip()
@@ -105,7 +105,7 @@ def read_metadata(folder: Path) -> Metadata:
     captions: dict[Path, str] = {}
     faults = []
     try:
-        lines = _read_text(path).split("\n")  # not splitlines: JSON strings may hold U+2028
+        lines = read_text(path).split("\n")  # not splitlines: JSON strings may hold U+2028
     except DatasetError as error:
         return Metadata(faults=error.faults)
     for number, line in enumerate(lines, start=1):
@@ -121,10 +121,10 @@ def read_metadata(folder: Path) -> Metadata:
 
 def groups(folder: Path) -> list[Group]:
     """The folders to read: the one given (flat), then the `10_name class` folders in it, sorted by name."""
-    files, folders = _listed(folder)
+    files, folders = listed(folder)
     kohya = {path: parts for path in folders if (parts := kohya_parts(path))}
     flat = Group(folder, files=files, others=tuple(path for path in folders if path not in kohya))
-    return [flat, *(Group(path, *parts, *_listed(path)) for path, parts in kohya.items())]
+    return [flat, *(Group(path, *parts, *listed(path)) for path, parts in kohya.items())]
 
 
 def kohya_parts(folder: Path) -> tuple[int, str] | None:
@@ -137,7 +137,7 @@ def is_mask(file: Path) -> bool:
     return file.stem.lower().endswith(MASK)
 
 
-def _listed(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+def listed(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """(files, folders), sorted, without hidden ones."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
@@ -146,7 +146,8 @@ def _listed(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     return tuple(one for one in entries if not one.is_dir()), tuple(one for one in entries if one.is_dir())
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text, line ends as they are; a DatasetError where it isn't UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -69,6 +69,10 @@ class Machine:
         """The sum over all processes, in each of them."""
         return reduce(tensor, "sum") if self.world > 1 else tensor
 
+    def number(self, value: float) -> float:
+        """The sum of a number over all processes."""
+        return float(self.sum(torch.tensor(value, device=self.device))) if self.world > 1 else value
+
     def sum_(self, tensor: Tensor) -> None:
         """The same, in place."""
         if self.world > 1:

@@ -1,5 +1,5 @@
-"""What a training tells the world, one JSON line each: Started, Cached, Busy, Note, Step, Preview, Saved,
-Finished.
+"""What a training tells the world, one JSON line each: Started, Cached, Supervised, Busy, Note, Step, Validation,
+Preview, Saved, Finished.
 
 The command line draws them, `runs/<name>/events.jsonl` keeps them, and the studio follows that file.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,12 @@ class Started:
     precision: str
     attention: str
     samples: int
+    unit: str  # what the speed counts: "pictures", "tokens"
     steps: int
     first_step: int  # 0, or where a resumed run goes on
     parameters: dict[str, tuple[int, int]]  # component -> (trainable, total)
     optimizer: str
-    exposures: tuple[int, int]  # how often a picture is seen in this run: fewest, most
+    exposures: tuple[int, int]  # how often a sample is seen in this run: fewest, most
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,17 @@ class Cached:
 
     encoded: int
     reused: int
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Which tokens of the texts are learned: counts, and the first texts cut where learning begins and ends."""
+
+    documents: int
+    pieces: int
+    tokens: int
+    supervised: int
+    samples: list[tuple[str, list[tuple[str, bool]]]]  # (its name, its runs: (text, learned))
 
 
 @dataclass(frozen=True)
@@ -62,13 +75,23 @@ class Step:
     lr: float
     grad_norm: float
     seconds: float  # wall time of this step
-    pictures: int  # samples in it, over all processes
+    samples: int  # pictures or texts in it, over all processes
+    weight: float  # what its summed loss was divided by: pictures, or supervised tokens
     memory: int  # peak so far in bytes: of the GPU where there is one, else of the process
 
 
 @dataclass(frozen=True)
+class Validation:
+    """Measured on what is kept apart, with the adapter as it is after this step."""
+
+    step: int
+    loss: float  # mean over what is kept apart; of text, per token
+    best: bool  # lower than all before
+
+
+@dataclass(frozen=True)
 class Preview:
-    """Pictures from fixed seeds, in one sheet."""
+    """Pictures from fixed seeds in one sheet, or texts in a file."""
 
     step: int
     path: str
@@ -93,8 +116,8 @@ class Finished:
     report: dict[str, Any]
 
 
-Event = Started | Cached | Busy | Note | Step | Preview | Saved | Finished
-KINDS: dict[str, type] = {kind.__name__: kind for kind in (Started, Cached, Busy, Note, Step, Preview, Saved, Finished)}
+Event = Started | Cached | Supervised | Busy | Note | Step | Validation | Preview | Saved | Finished
+KINDS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Event)}
 
 
 def to_json(event: Event) -> str:
@@ -109,6 +132,8 @@ def from_json(line: str) -> Event:
     for field in dataclasses.fields(kind):
         if str(field.type).startswith("tuple"):
             fields[field.name] = tuple(fields[field.name])
+        if kind is Supervised and field.name == "samples":
+            fields["samples"] = [(name, [(t, learned) for t, learned in runs]) for name, runs in fields["samples"]]
         if field.name == "parameters":
             fields[field.name] = {name: tuple(pair) for name, pair in fields[field.name].items()}
     event: Event = kind(**fields)

@@ -1,6 +1,7 @@
 """The training loop: the only one, whatever the family. It follows a plan, sums gradients, updates, and tells.
 
-A step's loss is the sum over its exposures divided once by the step's weight: 1 x 8, 8 x 1 and 2 processes x 4 agree.
+A step's loss is the sum over its exposures divided once by the step's weight (pictures, or supervised tokens of text):
+1 x 8, 8 x 1 and 2 processes x 4 agree.
 The caller saves and previews between the yielded steps; while it does, the state is that of the yielded step.
 """
 
@@ -51,14 +52,15 @@ def train(
         begun = time.perf_counter()
         shown = plan.step(k)
         mine = plan.share(shown, machine.rank, machine.world)
-        total = torch.zeros((), device=machine.device)
+        total, weight = torch.zeros((), device=machine.device), 0.0
         for number, micro in enumerate(mine):
             torch.manual_seed(generator_for(plan.seed, k, machine.rank, number, "dropout").initial_seed())
             loss = family.loss([_example(plan, encodings[e.sample], e.weight, k, e.slot) for e in micro])
             _check_finite(loss.each, micro, names, k)
             update.scaler.scale(loss.total).backward()
             total += loss.total.detach()
-        weight = float(plan.batch)
+            weight += loss.weight
+        weight = machine.number(weight)
         norm, total = _apply(update, machine, k, total, weight)
         if k + 1 == learning_shows(steps):
             _check_learning(update.groups)
@@ -68,7 +70,8 @@ def train(
             lr=update.rates(k)[0],
             grad_norm=norm,
             seconds=time.perf_counter() - begun,
-            pictures=sum(len(micro) for micro in shown),
+            samples=sum(len(micro) for micro in shown),
+            weight=weight,
             memory=devices.peak_memory(machine.device),
         )
 
@@ -106,7 +109,7 @@ def _check_finite(each: Tensor, micro: MicroBatch, names: Sequence[str], k: int)
     raise TrainingError(
         f"step {k + 1}: the loss is not finite",
         [f"{name}: loss is NaN or infinite" for name in dict.fromkeys(bad)],
-        "lower optim.lr, look at these pictures, or use train.precision=fp32; the last checkpoint is kept",
+        "lower optim.lr, look at these samples, or use train.precision=fp32; the last checkpoint is kept",
     )
 
 

@@ -36,13 +36,13 @@ def lr_at(step: int, *, peak: float, total: int, warmup: int, schedule: str) -> 
     return peak * SCHEDULES[schedule](min(1.0, (step - warmup) / max(1, total - warmup)))
 
 
-def default_lr(widths: Sequence[int]) -> float:
-    """0.2 over the mean input width of the adapted layers: 1.7e-3 on tiny-sd, 2.6e-4 on SD 1.5.
+def default_lr(widths: Sequence[int], constant: float = 0.2) -> float:
+    """A constant over the mean input width of the adapted layers: 1.7e-3 on tiny-sd, 2.6e-4 on SD 1.5.
 
     Adam's best rate for a matrix falls as one over its input width (Yang et al. 2021, Tensor Programs V, muP); the
-    constant was measured on tiny-sd (docs/log.md).
+    constants were measured on tiny-sd and, for text, on tiny-lm (docs/log.md).
     """
-    return 0.2 * len(widths) / sum(widths)
+    return constant * len(widths) / sum(widths)
 
 
 class FlatGroup:

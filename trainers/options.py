@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.models import OptionInfo
 
-from trainers.config import Leaf, leaves
+from trainers.leaves import Leaf, leaves
 
 SHORT_NAMES_GO_TO = ("", "train")  # where several sections have a setting of one name; in this order
 ALWAYS_IN_FULL = ("prior",)  # `--weight` alone would not say that it is the class pictures' weight
@@ -71,6 +71,10 @@ def _parameter(name: str, leaf: Leaf, flag: str) -> inspect.Parameter:
 
 def _option(leaf: Leaf, flag: str) -> OptionInfo:
     default = "required, here or in a TOML file" if leaf.required else f"default: {_shown(leaf.default)}"
+    if leaf.on_text != leaf.default:
+        default += f", on text {_shown(leaf.on_text)}"
+    if leaf.only:
+        default += f"; {leaf.only} only"
     option: OptionInfo = typer.Option(
         None,
         flag,

@@ -56,7 +56,7 @@ def grid(
     """Pictures in rows and columns with their names around; small pictures are enlarged without smoothing."""
     font = ImageFont.load_default(15)
     left = 16 + max((int(font.getlength(name)) for name in row_names), default=0) + 12
-    lines = [_wrapped(name, font, side) for name in column_names]
+    lines = [wrapped(name, font, side) for name in column_names]
     top = 12 + 19 * max((len(text) for text in lines), default=0)
     image = Image.new("RGB", (left + len(column_names) * (side + 8) + 8, top + len(rows) * (side + 8) + 8), PAPER)
     draw = ImageDraw.Draw(image)
@@ -90,13 +90,13 @@ def sheet(
     large, middle, gap = max(20, side // 10), max(15, side // 14), max(6, side // 40)
     big, font = ImageFont.load_default(large), ImageFont.load_default(middle)
     line, pad = round(middle * 1.35), 2 * middle
-    columns = [_wrapped(name, font, side) for name in x.labels]
-    names = [_wrapped(name, font, max(side, 160)) for name in y.labels]
+    columns = [wrapped(name, font, side) for name in x.labels]
+    names = [wrapped(name, font, max(side, 160)) for name in y.labels]
     wide = max((int(font.getlength(text)) for name in names for text in name), default=0)
     left = pad + (line + gap if y.title else 0) + (wide + middle if wide else 0)
     across, down = len(x.labels) * (side + gap) - gap, len(rows) * (side + gap) - gap
-    headlines = _wrapped(title, big, max(across, 2 * side)) if title else []
-    notes = _wrapped(note, font, max(across, 2 * side)) if note else []
+    headlines = wrapped(title, big, max(across, 2 * side)) if title else []
+    notes = wrapped(note, font, max(across, 2 * side)) if note else []
     head = pad + round(len(headlines) * large * 1.3) + len(notes) * line + (middle if title or note else 0)
     top = head + (line + gap if x.title else 0) + line * max(map(len, columns), default=0) + gap
     widest = max((*(int(big.getlength(text)) for text in headlines), *(int(font.getlength(text)) for text in notes), 0))
@@ -138,7 +138,8 @@ def enlarged(picture: Image.Image, side: int) -> Image.Image:
     return square
 
 
-def _wrapped(text: str, font: Font, width: int) -> list[str]:
+def wrapped(text: str, font: Font, width: int) -> list[str]:
+    """The text as lines of at most `width` pixels, broken between words."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

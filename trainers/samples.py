@@ -10,7 +10,8 @@ from pathlib import Path
 from trainers.errors import BaseError, DatasetError, StyloraError
 
 PACKAGE = Path(__file__).resolve().parent
-PARTS = ("bases", "styles")  # a folder with neither is somebody else's `sample_data`
+PARTS = ("bases", "styles", "text")  # a folder with none of them is somebody else's `sample_data`
+BASE_MARKS = ("model_index.json", "config.json")  # of a diffusers folder, of a transformers folder
 
 
 def sample_data() -> Path:
@@ -27,17 +28,18 @@ def sample_data() -> Path:
 
 
 def base_names() -> tuple[str, ...]:
-    """Names of the bases that came with stylora: folders that diffusers can load."""
-    return tuple(sorted(path.parent.name for path in sample_data().glob("bases/*/model_index.json")))
+    """Names of the bases that came with stylora: folders that diffusers or transformers can load."""
+    found = (path.parent.name for mark in BASE_MARKS for path in sample_data().glob(f"bases/*/{mark}"))
+    return tuple(sorted(found))
 
 
 def base_folder(name: str) -> Path:
-    """The diffusers folder of an embedded base; `BaseError` if there is none of that name."""
+    """The folder of an embedded base; `BaseError` if there is none of that name."""
     if name not in (names := base_names()):
         raise BaseError(
             f"no base called {name!r} comes with stylora",
             [f"looked in {sample_data() / 'bases'}", f"there: {', '.join(names) or 'none'}"],
-            "name one of these, a diffusers folder or a hub id",
+            "name one of these, a folder of a model or a hub id",
         )
     return sample_data() / "bases" / name
 
@@ -56,3 +58,19 @@ def style_folder(name: str) -> Path:
             "name one of these, or a folder of pictures of your own",
         )
     return sample_data() / "styles" / name
+
+
+def text_names() -> tuple[str, ...]:
+    """Names of the sample writing styles that came with stylora, in alphabetical order."""
+    return tuple(sorted(path.name for path in sample_data().glob("text/*") if path.is_dir()))
+
+
+def text_folder(name: str) -> Path:
+    """The folder of texts of a sample writing style; `DatasetError` if there is none of that name."""
+    if name not in (names := text_names()):
+        raise DatasetError(
+            f"no sample writing style called {name!r} comes with stylora",
+            [f"looked in {sample_data() / 'text'}", f"there: {', '.join(names) or 'none'}"],
+            "name one of these, or a folder of texts of your own",
+        )
+    return sample_data() / "text" / name

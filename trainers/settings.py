@@ -1,23 +1,19 @@
 """Every setting of a training: its default, its limits and its meaning, written once. Imports no torch.
 
-Flags, `--help`, TOML files and `--set` are all made from these models (`leaves`); `config` reads them.
-Try: python -c "from trainers.settings import leaves; print(*leaves(), sep='\\n')"
+Flags, `--help`, TOML files and `--set` are all made from these models (by `leaves`); `config` reads them.
+A setting may be for one kind of base only (`for_pictures`, `for_text`), or have another default on text.
+Try: python -c "from trainers.settings import Settings; print(Settings(data='pictures', out='runs/ink').lora)"
 """
 
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
-from types import NoneType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic.fields import FieldInfo
 
 PRESETS = ("attention", "attention+ff", "all-linear")  # where LoRA goes; anything else is a pattern of module paths
 
@@ -66,23 +62,40 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def for_pictures(default: Any, description: str, **limits: Any) -> Any:
+    """A setting that only bases which make pictures have."""
+    return Field(default=default, description=description, json_schema_extra={"only": "pictures"}, **limits)
+
+
+def for_text(default: Any, description: str, **limits: Any) -> Any:
+    """A setting that only language models have."""
+    return Field(default=default, description=description, json_schema_extra={"only": "text"}, **limits)
+
+
+def for_both(default: Any, on_text: Any, description: str, **limits: Any) -> Any:
+    """A setting whose default is another on language models."""
+    return Field(default=default, description=description, json_schema_extra={"text": on_text}, **limits)
+
+
 class LoraConfig(Section):
-    rank: int = Field(default=16, ge=1, description="rank of the UNet's adapter")
+    rank: int = Field(default=16, ge=1, description="rank of the adapter, of the UNet's or of the language model's")
     alpha: float | None = Field(default=None, gt=0, description="strength, divided by the rank; none = the rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="share of the adapter's inputs dropped in training")
     rslora: bool = Field(default=False, description="divide alpha by the root of the rank (rsLoRA)")
-    targets: Targets = Field(
-        default="attention",
-        description=f"UNet modules that get LoRA: {', '.join(PRESETS)}, or own regular expressions of module paths",
+    dora: bool = for_text(False, "learn the length of each weight row apart from its direction (DoRA)")
+    targets: Targets = for_both(
+        "attention",
+        "all-linear",
+        f"modules that get LoRA: {', '.join(PRESETS)}, or own regular expressions of module paths",
     )
-    text_encoder: bool = Field(default=True, description="train the text encoder too")
-    text_rank: int | None = Field(
-        default=None, ge=1, description="rank of the text encoder's adapter; none = half of rank, at least 1"
+    text_encoder: bool = for_pictures(True, "train the text encoder too")
+    text_rank: int | None = for_pictures(
+        None, "rank of the text encoder's adapter; none = half of rank, at least 1", ge=1
     )
-    text_targets: Targets = Field(default="attention", description="text encoder modules that get LoRA; as targets")
+    text_targets: Targets = for_pictures("attention", "text encoder modules that get LoRA; as targets")
 
     @property
-    def unet_alpha(self) -> float:
+    def full_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
 
     @property
@@ -92,42 +105,57 @@ class LoraConfig(Section):
     @property
     def text_encoder_alpha(self) -> float:
         """The same alpha / rank as in the UNet, so that one strength means one thing."""
-        return self.unet_alpha * self.text_encoder_rank / self.rank
+        return self.full_alpha * self.text_encoder_rank / self.rank
 
 
 class DatasetConfig(Section):
-    resolution: int | None = Field(
-        default=None, ge=32, multiple_of=8, description="side of the pictures in pixels; none = the base's own size"
+    resolution: int | None = for_pictures(
+        None, "side of the pictures in pixels; none = the base's own size", ge=32, multiple_of=8
     )
-    instance_prompt: str | None = Field(default=None, description="one caption for the pictures that have none")
-    trigger: str = Field(default="", description="word put before every caption; calls the style up later")
-    caption_dropout: float = Field(default=0.05, ge=0, le=1, description="share of captions left empty in training")
-    repeats: int = Field(default=1, ge=1, description="how often a pass over the data shows each picture")
-    require_captions: bool = Field(default=False, description="a picture without its own caption is an error")
-    background: Colour = Field(default="#ffffff", description="colour put under transparent pictures")
-    flip: bool = Field(default=False, description="mirror pictures at random")
-    cache: Annotated[Path | None, BeforeValidator(_path)] = Field(
-        default=None, description="folder for encodings; none = $STYLORA_CACHE, else ~/.cache/stylora"
+    instance_prompt: str | None = for_pictures(None, "one caption for the pictures that have none")
+    trigger: str = for_pictures("", "word put before every caption; calls the style up later")
+    caption_dropout: float = for_pictures(0.05, "share of captions left empty in training", ge=0, le=1)
+    repeats: int = Field(default=1, ge=1, description="how often a pass over the data shows each picture or text")
+    require_captions: bool = for_pictures(False, "a picture without its own caption is an error")
+    background: Colour = for_pictures("#ffffff", "colour put under transparent pictures")
+    flip: bool = for_pictures(False, "mirror pictures at random")
+    cache: Annotated[Path | None, BeforeValidator(_path)] = for_pictures(
+        None, "folder for encodings; none = $STYLORA_CACHE, else ~/.cache/stylora"
+    )
+    context: int | None = for_text(None, "longest piece of a text in tokens; none = the base's own, at most 1024", ge=8)
+    overlap: int = for_text(64, "tokens that a piece of a longer text repeats of the piece before it", ge=0)
+    supervise: Literal["auto", "all"] = for_text(
+        "auto", "what is learned: auto = completions and the assistant's turns where there are such, else all"
+    )
+    layout: Literal["packed", "padded"] = for_text(
+        "packed", "texts end to end, each by itself; or filled up to one length"
+    )
+    heldout: float = for_text(
+        0.1, "share of the texts kept apart for measuring, where the data has no heldout file of its own", ge=0, le=0.5
+    )
+    plain: Annotated[Path | None, BeforeValidator(_path)] = for_text(
+        None, "texts outside the style, to measure what is forgotten; none = what the bare base writes"
     )
 
 
 class PriorConfig(Section):
-    class_prompt: str | None = Field(
-        default=None, description="DreamBooth's class, such as 'a house': keep what the base knows of it; none = off"
+    class_prompt: str | None = for_pictures(
+        None, "DreamBooth's class, such as 'a house': keep what the base knows of it; none = off"
     )
-    pictures: int = Field(default=16, ge=1, description="class pictures, made once by the base and cached")
-    weight: float = Field(default=1.0, gt=0, description="weight of the class pictures in the loss")
-    guidance: float = Field(default=7.5, ge=1, description="guidance when the class pictures are made")
-    steps: int = Field(default=25, ge=1, description="denoising steps when the class pictures are made")
+    pictures: int = for_pictures(16, "class pictures, made once by the base and cached", ge=1)
+    weight: float = for_pictures(1.0, "weight of the class pictures in the loss", gt=0)
+    guidance: float = for_pictures(7.5, "guidance when the class pictures are made", ge=1)
+    steps: int = for_pictures(25, "denoising steps when the class pictures are made", ge=1)
 
 
 class ObjectiveConfig(Section):
-    min_snr_gamma: float | None = Field(default=5.0, gt=0, description="min-SNR weighting of timesteps; none = off")
-    noise_offset: float = Field(
-        default=0.0, ge=0, le=1, description="noise shared by a whole channel, for darker darks"
+    min_snr_gamma: float | None = for_pictures(5.0, "min-SNR weighting of timesteps; none = off", gt=0)
+    noise_offset: float = for_pictures(0.0, "noise shared by a whole channel, for darker darks", ge=0, le=1)
+    prediction: Literal["auto", "epsilon", "v"] = for_pictures(
+        "auto", "what the base predicts; auto = as its scheduler says"
     )
-    prediction: Literal["auto", "epsilon", "v"] = Field(
-        default="auto", description="what the base predicts; auto = as its scheduler says"
+    neftune: float = for_text(
+        0.0, "noise on the words' embeddings in training (NEFTune's alpha, such as 5); 0 = off", ge=0
     )
 
 
@@ -138,10 +166,10 @@ class OptimConfig(Section):
     lr: float | None = Field(
         default=None,
         gt=0,
-        description="peak learning rate of the UNet's adapter; none = by the base's width, 2.6e-4 on SD 1.5",
+        description="peak learning rate of the adapter; none = by the base's width, 2.6e-4 on SD 1.5 and 5e-4 on a 7B",
     )
-    text_lr: float | None = Field(
-        default=None, gt=0, description="peak learning rate of the text encoder's adapter; none = a fifth of lr"
+    text_lr: float | None = for_pictures(
+        None, "peak learning rate of the text encoder's adapter; none = a fifth of lr", gt=0
     )
     weight_decay: float = Field(default=0.01, ge=0, description="pull of the adapter's weights towards 0")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="memory of the gradient's mean")
@@ -156,26 +184,37 @@ class OptimConfig(Section):
 
 
 class LoopConfig(Section):
-    steps: int = Field(default=300, ge=1, description="optimizer updates")
-    batch: int = Field(default=8, ge=1, description="pictures a step")
+    steps: int = for_both(300, 600, "optimizer updates", ge=1)
+    batch: int = Field(default=8, ge=1, description="pictures or texts a step")
     micro_batch: int | None = Field(
-        default=None, ge=1, description="pictures in memory at once; same result, less memory; none = batch"
+        default=None, ge=1, description="pictures or texts in memory at once; same result, less memory; none = batch"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="number format of the computation; auto = fit for the device"
     )
+    quantization: Literal["none", "nf4", "int8"] = for_text(
+        "none", "number format of the frozen base: nf4 (QLoRA) takes an eighth of fp32's memory, int8 a quarter"
+    )
     gradient_checkpointing: bool = Field(default=False, description="compute activations twice instead of keeping them")
     save_every: int = Field(default=100, ge=0, description="steps between checkpoints; 0 = none on the way")
     keep: int = Field(default=2, ge=1, description="newest checkpoints kept")
+    validate_every: int = for_text(
+        50, "steps between measurements on the texts kept apart; the best step is kept; 0 = none", ge=0
+    )
+    patience: int = for_text(
+        0, "measurements in a row without a better one that end the training early; 0 = never", ge=0
+    )
     preview_every: int = Field(default=0, ge=0, description="steps between previews; 0 = none")
     preview_prompts: list[str] = Field(
-        default=[], description="prompts of the previews, between commas or as JSON; empty = captions of the data"
+        default=[], description="prompts of the previews, between commas or as JSON; empty = beginnings in the data"
     )
     device: Device = Field(default="auto", description="where to compute: auto, cpu, cuda, cuda:1, mps")
 
 
 class AdapterConfig(Section):
-    format: Literal["kohya", "diffusers"] = Field(default="kohya", description="names of the tensors in the file")
+    format: Literal["kohya", "diffusers", "peft"] = for_both(
+        "kohya", "peft", "names of the tensors in the file; peft is a folder"
+    )
     dtype: Literal["fp16", "bf16", "fp32"] = Field(default="fp16", description="number format in the file")
 
 
@@ -183,9 +222,11 @@ class Settings(Section):
     """All settings of one training. Relative paths, in a TOML file too, are relative to the current folder."""
 
     base: str = Field(
-        default="tiny-sd", min_length=1, description="frozen model: tiny-sd, sd15, a diffusers folder or a hub id"
+        default="tiny-sd",
+        min_length=1,
+        description="frozen model: tiny-sd, tiny-lm, sd15, a folder of diffusers or transformers, or a hub id",
     )
-    data: Location = Field(description="folder of pictures")
+    data: Location = Field(description="folder of pictures, or folder or file of texts")
     out: Location = Field(description="folder of the run, where the adapter is written")
     name: Name = Field(default="", description="name of the adapter; empty = the out folder's name")
     seed: int = Field(default=0, ge=0, lt=2**63, description="start of every random number")
@@ -196,76 +237,3 @@ class Settings(Section):
     optim: OptimConfig = OptimConfig()
     train: LoopConfig = LoopConfig()
     adapter: AdapterConfig = AdapterConfig()
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One setting: what flags, `--help` and `--set` need to know of it."""
-
-    key: str  # dotted: "optim.lr"; "data" at the top
-    type_text: str  # "number > 0"
-    default: Any
-    description: str
-    section: str  # "" at the top
-    required: bool
-    kinds: frozenset[type]
-
-    @property
-    def name(self) -> str:
-        return self.key.rpartition(".")[2]
-
-
-def leaves() -> list[Leaf]:
-    """All settings, the top level first, in the order of the models."""
-    return list(by_key().values())
-
-
-@cache
-def by_key() -> dict[str, Leaf]:
-    top = [("", name, field) for name, field in Settings.model_fields.items() if not _is_section(field)]
-    below = [
-        (section, name, field)
-        for section, owner in Settings.model_fields.items()
-        if _is_section(owner)
-        for name, field in owner.annotation.model_fields.items()  # type: ignore[union-attr]
-    ]
-    found = [_leaf(*row) for row in top + below]
-    return {leaf.key: leaf for leaf in found}
-
-
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-
-
-def _leaf(section: str, name: str, field: FieldInfo) -> Leaf:
-    key = f"{section}.{name}" if section else name
-    required = field.is_required()
-    default = None if required else field.default
-    text = field.description or ""
-    return Leaf(key, _type_text(field), default, text, section, required, _kinds(field.annotation))
-
-
-def _kinds(annotation: Any) -> frozenset[type]:
-    origin = typing.get_origin(annotation)
-    if origin is Literal:
-        return frozenset({str})
-    if origin in (None, list):
-        return frozenset({origin or annotation})
-    return frozenset().union(*(_kinds(part) for part in typing.get_args(annotation)))
-
-
-def _type_text(field: FieldInfo) -> str:
-    """What a value must be, in a few words, from the type and the limits of a field."""
-    words = {bool: "true|false", int: "int", float: "number", str: "text", Path: "path", list: "list"}
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "multiple of"}
-    kinds = _kinds(field.annotation)
-    choices = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is Literal else ()
-    text = "|".join(choices or [word for kind, word in words.items() if kind in kinds])
-    text = "list of texts" if text == "list" else text
-    limits = [
-        f"{sign} {getattr(item, name)}".replace(str(2**63), "2^63")
-        for item in field.metadata
-        for name, sign in signs.items()
-        if hasattr(item, name)
-    ]
-    return f"{text} {', '.join(limits)}".strip() + (" or none" if NoneType in kinds else "")

@@ -51,6 +51,11 @@ class TensorFile:
     entries: dict[str, Entry]
     data: int  # where the first tensor's bytes begin
 
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return max((entry.end for entry in self.entries.values()), default=0)
+
     def pieces(self, key: str) -> Iterator[bytes]:
         """A tensor's bytes as they lie in the file, a few MB at a time."""
         entry = self.entries[key]

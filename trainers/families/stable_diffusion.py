@@ -204,7 +204,7 @@ class StableDiffusion:
         each = objective.loss_per_sample(guess, objective.target(self.prediction, latents, noise, alphas, timesteps))
         each = each * objective.min_snr_weight(objective.snr(alphas, timesteps), self.min_snr_gamma, self.prediction)
         weights = torch.tensor([example.weight for example in examples], device=self.device)
-        return Loss((each * weights).sum(), each.detach())
+        return Loss((each * weights).sum(), each.detach(), float(sum(e.slot < e.of for e in examples)))
 
     def _draw(self, example: Example) -> dict[str, Any]:
         """Everything random about one example, from its own generators.
