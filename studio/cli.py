@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from studio.commands import combine, draw, effects, files, look, merging  # noqa: F401  (each mounts its commands)
+from studio.commands import chat, combine, draw, effects, files, look, merging  # noqa: F401  (each mounts its own)
 from trainers.cli import PANEL as TEACH
 from trainers.cli import app
 from trainers.console import escape, follow, say, table
@@ -19,7 +19,10 @@ ORDER = (TEACH, draw.PANEL, files.PANEL, look.PANEL, merging.PANEL, MACHINE)  # 
 
 @app.command(rich_help_panel=TEACH)
 def demo(
-    style: Annotated[str, typer.Option(help="one of the sample styles")] = "ink",
+    style: Annotated[
+        str | None, typer.Option(help="one of the sample styles; default: ink, with --text pirate", show_default=False)
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="a writing style on the embedded language model")] = False,
     out: Annotated[
         Path | None, typer.Option(help="new folder for everything it makes; default: runs/demo, then runs/demo-2 …")
     ] = None,
@@ -31,8 +34,12 @@ def demo(
     """Train a sample style on the embedded base and show before and after; a minute or two on two idle cores."""
     from studio import demo as show
 
-    out = out or show.free_folder(Path("runs/demo"))
+    out = out or show.free_folder(Path("runs/demo-text" if text else "runs/demo"))
     chosen = [*sets, *([f"train.steps={steps}"] if steps else [])]
+    if text:
+        _text_demo(style, out, chosen)
+        return
+    style = style or "ink"
     follow(show.events(style, out, chosen), show.config_for(style, out, chosen).train.steps)
     report = show.read_report(out)
     names = (
@@ -47,10 +54,29 @@ def demo(
     table(f"{style} on tiny-sd", ("figure", "value"), [(name, str(report[name])) for name in names])
     sheet, made = escape(str(out / "before_after.png")), escape(str(out / report["adapter"]))
     say(f"Look at [bold]{sheet}[/]. The adapter is [bold]{made}[/].")
-    stylora = sys.argv[0] if Path(sys.argv[0]).name == "stylora" else "stylora"
-    command = f'{stylora} generate --adapter {made} --prompt "a red star at night, {style} style" --out star.png'
+    command = f'{_stylora()} generate --adapter {made} --prompt "a red star at night, {style} style" --out star.png'
     say(f"Next: [bold]{command}[/]")
-    say(f"or teach it your own pictures: [bold]{stylora} train --data FOLDER --out runs/mine[/]")
+    say(f"or teach it your own pictures: [bold]{_stylora()} train --data FOLDER --out runs/mine[/]")
+
+
+def _text_demo(style: str | None, out: Path, sets: list[str]) -> None:
+    from studio import text_demo as show
+    from studio.demo import read_report
+
+    style = style or show.STYLE
+    follow(show.events(style, out, sets), show.config_for(style, out, sets).train.steps)
+    report = read_report(out)
+    table(f"{style} on {show.BASE}", ("figure", "value"), show.figures(report))
+    for prompt, before, after in report["before_after"]:
+        say(f"\n[bold]{escape(prompt)}[/] …\n[dim]{show.BASE}:[/] {escape(before)}\n[green]{style}:[/] {escape(after)}")
+    made = escape(str(out / report["adapter"]))
+    say(f"\nThe page is [bold]{escape(str(out / show.SHEET))}[/], the adapter [bold]{made}[/].")
+    say(f'Next: [bold]{_stylora()} generate --base {show.BASE} --adapter {made} --prompt "On Sunday"[/]')
+    say(f"or teach it your own texts: [bold]{_stylora()} train --base {show.BASE} --data FOLDER --out runs/mine[/]")
+
+
+def _stylora() -> str:
+    return sys.argv[0] if Path(sys.argv[0]).name == "stylora" else "stylora"
 
 
 @app.command(rich_help_panel=MACHINE)

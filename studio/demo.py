@@ -17,10 +17,11 @@ from PIL import Image
 
 from studio.judge import SceneJudge
 from studio.style import style_gain
-from trainers import checkpoint, plot, run, samples
+from trainers import checkpoint, plot, run, samples, session
 from trainers.config import TrainConfig
 from trainers.errors import RunError
 from trainers.events import Busy, Event
+from trainers.families.stable_diffusion import StableDiffusion
 from trainers.lora.adapter import Adapter
 from trainers.lora.gains import Gain
 from trainers.lora.rack import Rack
@@ -77,7 +78,8 @@ def events(style: str, out: Path, sets: list[str]) -> Iterator[Event]:
 
 def compare(config: TrainConfig, style: str, opened: run.Opened, begun: float) -> Iterator[Event]:
     """The same prompts and seeds with and without the adapter file just written; sheet and report."""
-    family, asked = opened[1], prompts(style)
+    family, asked = opened.family, prompts(style)
+    assert isinstance(family, StableDiffusion)
     rows: list[list[Image.Image]] = []
     with Rack(family.parts()) as rack:
         key = rack.add(Adapter.load(run.adapter_path(config)))
@@ -100,7 +102,7 @@ def compare(config: TrainConfig, style: str, opened: run.Opened, begun: float) -
         **read_report(config.out),
         "seconds_whole_demo": round(time.monotonic() - begun, 1),
     }
-    checkpoint.write_atomically(config.out / run.REPORT, json.dumps(report, indent=2).encode())
+    checkpoint.write_atomically(config.out / session.REPORT, json.dumps(report, indent=2).encode())
 
 
 def measure(before: list[Image.Image], after: list[Image.Image], asked: list[Prompt], style: str) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def measure(before: list[Image.Image], after: list[Image.Image], asked: list[Pro
 def read_report(out: Path) -> dict[str, Any]:
     """The report of a finished demo."""
     try:
-        report: dict[str, Any] = json.loads((out / run.REPORT).read_text())
+        report: dict[str, Any] = json.loads((out / session.REPORT).read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{out} holds no finished demo", next_step="run `stylora demo` with a new --out") from error
     return report

@@ -6,7 +6,6 @@ print(blend(['ink.safetensors:0.6', 'neon.safetensors:0.4'], Plan('svd'), Path('
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -18,14 +17,16 @@ import torch
 from studio.blend import certificate
 from studio.blend.certificate import Certificate, Row
 from studio.blend.factored import Factored, Layer
+from studio.blend.faults import KIND_FORMATS, format_faults, mixed_families, name_faults, out_faults
 from studio.blend.methods import METHODS
 from studio.draw.tables import noting
 from studio.draw.use import Use, parse_use
+from studio.export import _room as room
 from trainers.devices import DTYPES
 from trainers.errors import AdapterError, StyloraError
 from trainers.lora.adapter import Adapter, AdapterInfo, content_digest, digest
 from trainers.lora.blocks import format_blocks
-from trainers.lora.family import FAMILIES, family_of, shapes_of
+from trainers.lora.family import is_text
 from trainers.lora.formats import FORMATS
 from trainers.lora.metadata import ARCHITECTURES, kohya_metadata, modelspec_metadata
 from trainers.lora.pair import LoraPair, Pairs
@@ -34,7 +35,7 @@ DENSITY = 0.5  # where a method takes one and none is said
 CARRIED = (  # header entries, where all adapters have the same
     "ss_sd_model_name", "ss_new_sd_model_hash", "stylora.base_digest", "ss_clip_skip", "ss_resolution",
     "modelspec.architecture", "modelspec.resolution", "modelspec.prediction_type", "modelspec.encoder_layer",
-    "modelspec.license",
+    "modelspec.license", "stylora.base",
 )  # fmt: skip
 OF_OTHER_NUMBERS = ("stylora.equal_feel", "stylora.extract")  # what was measured of the adapter before it was cut
 OF_THE_FILE = ("ss_network_dim", "ss_network_alpha", "ss_output_name")  # what a resized file says anew
@@ -50,14 +51,14 @@ class Plan:
     density: float | None = None
     seed: int | None = None
     dtype: str = "fp16"
-    format: str = "kohya"
+    format: str = ""  # "": as the adapters' kind usually has it
 
     def faults(self) -> list[str]:
         """Everything that is unknown, out of range, or of no use to the method."""
         found = [
-            f"{name}: got {got!r}, wanted one of {', '.join(known)}"
+            f"{name}: got {got!r}, wanted one of {', '.join(filter(None, known))}"
             for name, got, known in (("method", self.method, METHODS), ("dtype", self.dtype, DTYPES),
-                                     ("format", self.format, FORMATS)) if got not in known
+                                     ("format", self.format, ("", *FORMATS))) if got not in known
         ]  # fmt: skip
         said = {name: value for name in ("rank", "energy", "density", "seed")
                 if (value := getattr(self, name)) is not None}  # fmt: skip
@@ -116,7 +117,8 @@ class Blended:
         except OSError as error:
             fault = error.strerror or str(error)
             raise AdapterError(f"{self.out}: can't be written", [fault], "name another --out") from None
-        return self.adapter.save(self.out, self.plan.format, DTYPES[self.plan.dtype])
+        with room(self.out, self.plan.format):
+            return self.adapter.save(self.out, self.plan.format, DTYPES[self.plan.dtype])
 
     def notes(self) -> list[str]:
         """What a person should know of these adapters together."""
@@ -137,24 +139,31 @@ class Blended:
         return [f"which base they were trained on isn't said by {silent}"] if silent and len(digests) > 1 else []
 
 
-def blend(texts: Sequence[str], plan: Plan, out: Path, overwrite: bool = False, faults: Sequence[str] = ()) -> Blended:
+def blend(
+    texts: Sequence[str], plan: Plan, out: Path | None, overwrite: bool = False, faults: Sequence[str] = ()
+) -> Blended:
     """`FILE[:WEIGHT][:te=W][:blocks=…]` each -> one adapter named after `out`, which `save` writes.
 
-    Raises one AdapterError with every fault, those that the caller found already first.
+    `out` is beside the first if not said. Raises one AdapterError with every fault, those that the caller found first.
     """
-    faults = [*faults, *plan.faults(), *out_faults(out, overwrite)]
+    faults = [*faults, *plan.faults()]
     sources = [source for text in texts if (source := _read(text, faults))]
-    mixed = mixed_families(sources)
-    faults += mixed
+    adapters = [(source.use.title, source.adapter) for source in sources]
+    plan = replace(plan, format=plan.format or KIND_FORMATS[any(is_text(adapter.pairs) for _, adapter in adapters)])
+    if out is None and sources:
+        out = _beside(sources[0].use.path, plan)
+    mixed = mixed_families(adapters)
+    faults += [*name_faults(out, plan.format), *out_faults(out, overwrite, plan.format), *mixed]
     factored = None
     if sources and not mixed:
+        faults += format_faults(adapters, plan.format)
         with noting(faults):
             factored = Factored([source.adapter.pairs for source in sources])
     if factored and plan.rank and plan.rank > factored.largest_rank:
         faults.append(f"rank: got {plan.rank}, but no layer can have more than {factored.largest_rank}")
     if sources and not any(source.use.gain.at(path) for source in sources for path in source.adapter.pairs):
         faults.append("every weight is 0")
-    if faults or factored is None:
+    if faults or factored is None or out is None:
         raise AdapterError(
             "nothing was written", faults, "`stylora blend --help`, `stylora resize --help` say what is meant"
         )
@@ -171,53 +180,19 @@ def resize(
     """
     if plan.rank is None and plan.energy is None:
         faults = [*faults, "neither --rank nor --energy says how far to cut"]
-    made = blend([text], plan, out or _beside(text, plan), overwrite, faults)
-    new = {key: made.adapter.info.metadata[key] for key in (certificate.KEY, *OF_THE_FILE)}
+    made = blend([text], plan, out, overwrite, faults)
+    said = made.adapter.info.metadata
+    new = {key: said[key] for key in (certificate.KEY, *OF_THE_FILE) if key in said}
     kept = {k: v for k, v in made.sources[0].adapter.info.metadata.items() if k not in OF_OTHER_NUMBERS}
-    header = {**kept, **new}
-    return replace(made, adapter=Adapter(made.adapter.pairs, AdapterInfo(header)))
+    return replace(made, adapter=Adapter(made.adapter.pairs, AdapterInfo({**kept, **new})))
 
 
-def _beside(text: str, plan: Plan) -> Path:
-    """ink.safetensors -> ink-rank8.safetensors, ink-energy0.95.safetensors."""
-    path = Path(text)
-    with contextlib.suppress(StyloraError):  # `blend` says what is wrong with it
-        path = parse_use(text).path
+def _beside(path: Path, plan: Plan) -> Path:
+    """ink.safetensors -> ink-rank8.safetensors, ink-energy0.95.safetensors; the folder pirate -> pirate-rank8."""
     said = {"rank": plan.rank, "energy": plan.energy}
     cuts = [f"{name}{value}" for name, value in said.items() if value is not None] or ["resized"]
     stem = "-".join([path.stem, *cuts])
     return path.with_name(stem + (".safetensors" if plan.format != "peft" else ""))
-
-
-def out_faults(out: Path | None, overwrite: bool) -> list[str]:
-    """Why nothing may be written there."""
-    if out is None or not out.exists() or (overwrite and out.is_file()):
-        return []
-    return [f"{out}: is a folder" if out.is_dir() else f"{out}: exists; add --overwrite to write over it"]
-
-
-def name_faults(out: Path | None, format: str) -> list[str]:
-    """A file that other tools find as what it is: `.safetensors`; a PEFT folder may have any name."""
-    odd = out and format in FORMATS and FORMATS[format].kind == "file" and out.suffix != ".safetensors"
-    return [f"{out}: an adapter is written as ….safetensors"] if odd else []
-
-
-def plot_faults(plot: Path | None, overwrite: bool) -> list[str]:
-    """Why no chart may be written there."""
-    found = out_faults(plot, overwrite)
-    return found if plot is None or plot.suffix.lower() == ".png" else [*found, f"{plot}: a chart is written as PNG"]
-
-
-def mixed_families(sources: Sequence[Source]) -> list[str]:
-    """A fault where adapters are for different families, by their headers, else by their sizes."""
-    said = [(source.use.title, family) for source in sources if (family := _family(source.adapter))]
-    if len({family for _, family in said}) < 2:
-        return []
-    return ["mixed families: " + ", ".join(f"{name} is for {FAMILIES[family]}" for name, family in said)]
-
-
-def _family(adapter: Adapter) -> str:
-    return family_of({}, adapter.info.metadata) or family_of(shapes_of(adapter.pairs))
 
 
 def _read(text: str, faults: list[str]) -> Source | None:
@@ -230,7 +205,10 @@ def _read(text: str, faults: list[str]) -> Source | None:
     if use.gain.schedule:
         faults.append(f"{text}: a file can't hold a schedule; leave it out")
     try:
-        return Source(use, Adapter.load(use.path), digest(use.path))
+        adapter = Adapter.load(use.path)
+        if is_text(adapter.pairs) and (odd := replace(use.gain, schedule=()).for_pictures):
+            faults.append(f"{text}: an adapter for text has no use for {', '.join(odd)}")
+        return Source(use, adapter, digest(use.path))
     except StyloraError as error:
         faults += [f"{use.path}: {fault}" for fault in error.faults] or [error.what]
         return None
@@ -269,11 +247,14 @@ def metadata(sources: Sequence[Source], pairs: Pairs, name: str) -> dict[str, st
     trigger = ", ".join(dict.fromkeys(info.trigger for info in infos if info.trigger))
     largest = max(pairs.values(), key=lambda pair: pair.rank)
     versions = {info.base_version for info in infos} & ARCHITECTURES.keys()
-    said = {
+    kohya = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(largest.rank),
         "ss_network_alpha": str(largest.alpha),
         "ss_output_name": name,
+    }
+    said = {
+        **({"stylora.kind": "text"} if is_text(pairs) else kohya),
         "modelspec.title": name,
         "modelspec.trigger_phrase": trigger,
         "modelspec.merged_from": ", ".join(names),

@@ -23,9 +23,11 @@ COLUMNS = ("block", "modules", "rank", "energy", "kept", "discarded", "in the fi
 
 Rank = Annotated[int | None, typer.Option(help="of every layer; default: the adapters' largest")]
 Energy = Annotated[float | None, typer.Option(help="share of each layer's energy to keep, such as 0.99")]
-Out = Annotated[Path, typer.Option(help="file to write")]
+Out = Annotated[Path, typer.Option(help="file to write; for text a folder")]
 Dtype = Annotated[str, typer.Option(help="fp16, bf16, fp32")]
-Format = Annotated[str, typer.Option(help="kohya, diffusers; peft writes a folder")]
+Format = Annotated[
+    str, typer.Option(help="kohya, diffusers; peft writes a folder; default: kohya, for text peft", show_default=False)
+]
 Overwrite = Annotated[bool, typer.Option(help="write over a file that is there")]
 Plot = Annotated[Path | None, typer.Option(metavar="PNG", help="draw the energy lost per block")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document, the certificate, instead of a table")]
@@ -47,39 +49,40 @@ def blend(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="of dare; default 0")] = None,
     dtype: Dtype = "fp16",
-    format: Format = "kohya",
+    format: Format = "",
     overwrite: Overwrite = False,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Several adapters as one file: the exact sum, its best truncation, or a merging method; with a certificate."""
     from studio.blend import blending
+    from studio.blend.faults import plot_faults
 
     plan = blending.Plan(method, rank, energy, density, seed, dtype, format)
-    faults = [*blending.name_faults(out, format), *blending.plot_faults(plot, overwrite)]
-    _write(blending.blend(adapters, plan, out, overwrite, faults), plot, as_json)
+    _write(blending.blend(adapters, plan, out, overwrite, plot_faults(plot, overwrite)), plot, as_json)
 
 
 @app.command(rich_help_panel=PANEL)
 def resize(
-    adapter: Annotated[str, typer.Argument(metavar="FILE", help="an adapter file or a run's folder")],
+    adapter: Annotated[str, typer.Argument(metavar="FILE", help="an adapter file, a run's folder or a PEFT folder")],
     rank: Rank = None,
     energy: Energy = None,
     out: Annotated[
-        Path | None, typer.Option(help="file to write; default: beside the adapter, with the rank in its name")
+        Path | None,
+        typer.Option(help="file (for text: folder) to write; default: beside the adapter, named by the rank"),
     ] = None,
     dtype: Dtype = "fp16",
-    format: Format = "kohya",
+    format: Format = "",
     overwrite: Overwrite = False,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """One adapter cut to a smaller rank, or to the rank each layer needs for a share of its energy."""
     from studio.blend import blending
+    from studio.blend.faults import plot_faults
 
     plan = blending.Plan("svd", rank, energy, dtype=dtype, format=format)
-    faults = [*blending.name_faults(out, format), *blending.plot_faults(plot, overwrite)]
-    _write(blending.resize(adapter, plan, out, overwrite, faults), plot, as_json)
+    _write(blending.resize(adapter, plan, out, overwrite, plot_faults(plot, overwrite)), plot, as_json)
 
 
 def _write(made: Blended, plot: Path | None, as_json: bool) -> None:

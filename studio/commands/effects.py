@@ -14,23 +14,43 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studio.commands.look import BASES, PANEL, Json, Out, Overwrite, each, free, named, opened, tell, write
+from studio.commands.look import (
+    BASES,
+    PANEL,
+    Json,
+    Out,
+    Overwrite,
+    each,
+    free,
+    named,
+    opened,
+    tell,
+    weights_of,
+    write,
+)  # fmt: skip
+from studio.commands.measured import (
+    Pair,
+    Shown,
+    show_lines,
+    show_measured,
+    show_overlaps,
+    show_strength,
+    texts_of,
+)  # fmt: skip
 from trainers.cli import app
-from trainers.console import escape, say, show_notes, table
+from trainers.console import escape, say, show_notes
 from trainers.errors import AdapterError, ConfigError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from studio.draw.use import Use
     from studio.look.anatomy import Overlap
     from studio.look.measure import Disturbance, Strength
     from trainers.lora.adapter import Adapter
     from trainers.lora.gains import Gain
+    from trainers.lora.kinds import WeightOf
 
-Pair = tuple[str, str]
 Prompts = Annotated[Path | None, typer.Option(metavar="FILE", help="a prompt a line; default: eight plain ones")]
-Pictures = Annotated[bool, typer.Option(help="with --out and a base: show pictures, too")]
+Pictures = Annotated[bool, typer.Option(help="with a base, show what it makes: pictures in --out, or lines of text")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
 
 
@@ -52,40 +72,48 @@ def conflict(
     uses: list[Use] = []
     loaded: list[Adapter] = []
     asked: list[str] = []
-    takes = [lambda text=text: _take(text, uses, loaded) for text in files]
+    weight_of = weights_of(base)
+    takes = [lambda text=text: _take(text, uses, loaded, weight_of) for text in files]
     each([*takes, lambda: asked.extend(read_prompts(prompts)), lambda: free(out, overwrite)])
     adapters = named([use.path for use in uses], loaded)
     _check_different(adapters, 2)
     pairs = list(combinations(adapters, 2))
     overlaps = {(a, b): overlap(adapters[a], adapters[b], (a, b)) for a, b in pairs}
     measured: dict[Pair, Disturbance] = {}
-    drawn: dict[Pair, list[Image.Image]] = {}
+    shown: dict[Pair, Shown] = {}
     if base:
         gains = [use.gain for use in uses]
-        measured, drawn = _measure(base, adapters, gains, asked, device, bool(out and pictures), as_json)
+        measured, shown = _measure(base, adapters, gains, asked, device, bool(out), pictures, as_json)
     if out:
         from studio.look.figures import conflict_sheet
 
-        write(out, conflict_sheet(list(adapters), overlaps, measured, drawn), as_json)
+        write(out, conflict_sheet(list(adapters), overlaps, measured, shown), as_json)
     if as_json:
-        return tell({"adapters": files, "base": base, "pairs": [_pair(pair, overlaps, measured) for pair in pairs]})
-    _show_overlaps(overlaps)
+        told = [_pair(pair, overlaps, measured, shown) for pair in pairs]
+        return tell({"adapters": files, "base": base, "pairs": told})
+    show_overlaps(overlaps)
     if measured:
-        _show_measured(measured)
+        show_measured(measured)
+        lines = {f"{a} + {b}": (("bare base", a, b, "both"), made) for (a, b), made in shown.items()}
+        show_lines(lines, "with")
     else:
         say("Overlap is a hint only. Next: measure what they do together with [bold]--base …[/]")
 
 
-def _take(text: str, uses: list[Use], adapters: list[Adapter]) -> None:
+def _take(text: str, uses: list[Use], adapters: list[Adapter], weight_of: WeightOf | None) -> None:
     """Read one adapter as the command line names it. Raises AdapterError."""
     from studio.draw.use import parse_use
     from trainers.lora.adapter import Adapter
+    from trainers.lora.family import is_text
 
     use = parse_use(text)
     if use.gain.schedule:
         step = "leave its schedule away: each timestep is measured at the whole weight"
         raise AdapterError(f"{text}: a conflict is measured without schedules", next_step=step)
-    adapters.append(Adapter.load(use.path))
+    adapter = Adapter.load(use.path, weight_of=weight_of)
+    if is_text(adapter.pairs) and (odd := use.gain.for_pictures):
+        raise AdapterError(f"{text}: an adapter for text has no use for {', '.join(odd)}", next_step="leave it away")
+    adapters.append(adapter)
     uses.append(use)
 
 
@@ -106,25 +134,25 @@ def _measure(
     gains: Sequence[Gain],
     prompts: Sequence[str],
     device: str,
-    draw: bool,
+    sheet: bool,
+    show: bool,
     quietly: bool,
-) -> tuple[dict[Pair, Disturbance], dict[Pair, list[Image.Image]]]:
-    """Every pair on the base, and pictures of bare, each, both; a pair's prompts have the trigger words of the two."""
+) -> tuple[dict[Pair, Disturbance], dict[Pair, Shown]]:
+    """Every pair on the base, and what is made by bare, each, both; a pair's prompts have the triggers of the two."""
     from studio.look import measure
 
-    family, rack, keys = measure.on_base(base, adapters, device)
+    asked, keys = measure.on_base(base, adapters, device)
     _note_triggers(adapters, quietly)
     found: dict[Pair, Disturbance] = {}
-    drawn: dict[Pair, list[Image.Image]] = {}
-    with rack:
+    shown: dict[Pair, Shown] = {}
+    with asked.rack:
         for (a, first), (b, second) in combinations(zip(adapters, zip(keys, gains, strict=True), strict=True), 2):
-            words = measure.with_triggers(prompts, [adapters[name].info.trigger for name in (a, b)])
-            asked = measure.probes(family, rack, words)
-            found[a, b] = measure.disturbance(family, rack, asked, first, second)
-            if draw:
-                cells = [{}, dict([first]), dict([second]), dict([first, second])]
-                drawn[a, b] = measure.pictures_of(family, rack, cells, words[0])
-    return found, drawn
+            triggers = [adapters[name].info.trigger for name in (a, b)]
+            words = measure.with_triggers(prompts or asked.prompts, triggers)
+            found[a, b] = measure.disturbance(asked.probes(words), first, second)
+            if show and (sheet or asked.kind == "text"):
+                shown[a, b] = asked.show([{}, dict([first]), dict([second]), dict([first, second])], words[0])
+    return found, shown
 
 
 def _note_triggers(adapters: Mapping[str, Adapter], quietly: bool) -> None:
@@ -133,52 +161,27 @@ def _note_triggers(adapters: Mapping[str, Adapter], quietly: bool) -> None:
         show_notes(f"prompts for {name} have its trigger word: {word}" for name, word in words.items())
 
 
-def _pair(pair: Pair, overlaps: Mapping[Pair, Sequence[Overlap]], measured: Mapping[Pair, Disturbance]) -> object:
+def _pair(
+    pair: Pair,
+    overlaps: Mapping[Pair, Sequence[Overlap]],
+    measured: Mapping[Pair, Disturbance],
+    shown: Mapping[Pair, Shown],
+) -> object:
     found = measured.get(pair)
     facts = {**asdict(found), "verdict": found.verdict} if found else None
-    return {"pair": pair, "blocks": [asdict(block) for block in overlaps[pair]], "measured": facts}
-
-
-def _show_overlaps(overlaps: Mapping[Pair, Sequence[Overlap]]) -> None:
-    rows = [
-        [
-            f"{a} + {b}",
-            o.block,
-            f"{o.writes:.3f}",
-            f"{o.writes_by_chance:.3f}",
-            f"{o.reads:.3f}",
-            f"{o.reads_by_chance:.3f}",
-        ]
-        for (a, b), found in overlaps.items()
-        for o in found
-    ]
-    columns = ("pair", "block", "writes", "by chance", "reads", "by chance")
-    table("overlap: share of directions in common, 0 none, 1 all", columns, rows)
-
-
-def _show_measured(measured: Mapping[Pair, Disturbance]) -> None:
-    from studio.look.measure import ADDS_UP
-
-    rows = [
-        [f"{a} + {b}", *(f"{effect:.3f}" for effect in d.effects), f"{d.agreement:+.2f}", f"{d.share:.2f}",
-         " and ".join(f"{own:.2f}" for own in d.alone)]
-        for (a, b), d in measured.items()
-    ]  # fmt: skip
-    columns = ("pair", "effect of one", "of the other", "of both", "agreement", "disturbance", "of each alone")
-    table("measured on the base", columns, rows)
-    for (a, b), found in measured.items():
-        say(f"[bold]{escape(f'{a} + {b}')}[/]: {found.verdict}")
-    if any(found.share > ADDS_UP for found in measured.values()):
-        say("The disturbance falls with the weights. Next: try lower ones, such as [bold]FILE:0.6[/]")
+    blocks = [asdict(block) for block in overlaps[pair]]
+    return {"pair": pair, "blocks": blocks, "measured": facts, **texts_of(shown.get(pair, ()))}
 
 
 @app.command(rich_help_panel=PANEL)
 def strength(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="adapter files, or run folders")],
-    base: Annotated[str, typer.Option(help=BASES)] = "tiny-sd",
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="adapter files, run folders or PEFT folders")],
+    base: Annotated[str | None, typer.Option(help=f"{BASES}; default: tiny-sd, for text tiny-lm")] = None,
     weights: Annotated[str, typer.Option(metavar="RANGE", help="FROM..TO/COUNT, or numbers with commas")] = "0..1.5/7",
     prompts: Prompts = None,
-    reference: Annotated[float | None, typer.Option(help="the effect that is to be equal; default: 0.2")] = None,
+    reference: Annotated[
+        float | None, typer.Option(help="the effect that is to be equal; default: 0.2, for text 0.7")
+    ] = None,
     out: Out = None,
     pictures: Pictures = True,
     keep: Annotated[bool, typer.Option("--write", help="write the equal-feel weight into each FILE's header")] = False,
@@ -188,41 +191,43 @@ def strength(
 ) -> None:
     """Say how strongly an adapter acts at which weight, and at which weights several act equally."""
     from studio.look import measure
+    from studio.look.anatomy import check_kinds
     from trainers.lora.gains import Gain
 
-    asked: list[str] = []
+    given: list[str] = []
     steps: list[float] = []
     checks = (
-        lambda: asked.extend(measure.read_prompts(prompts)),
+        lambda: given.extend(measure.read_prompts(prompts)),
         lambda: steps.extend(measure.rising(_numbers(weights))),
         lambda: free(out, overwrite),
         lambda: _check_reference(reference),
     )
-    adapters = opened(files, *checks)
+    adapters = opened(files, *checks, weight_of=weights_of(base))
     _check_different(adapters)
-    family, rack, keys = measure.on_base(base, adapters, device)
+    base = base or ("tiny-lm" if check_kinds(list(adapters.items())) else "tiny-sd")
+    asked, keys = measure.on_base(base, adapters, device)
     _note_triggers(adapters, as_json)
     found: dict[str, Strength] = {}
-    drawn: dict[str, list[Image.Image]] = {}
-    with rack:
+    shown: dict[str, Shown] = {}
+    with asked.rack:
         for (name, adapter), key in zip(adapters.items(), keys, strict=True):
-            words = measure.with_triggers(asked, [adapter.info.trigger])
-            probes = measure.probes(family, rack, words)
-            found[name] = measure.strength(family, rack, probes, key, steps, reference or measure.REFERENCE)
-            if out and pictures:
-                shown = [*steps, found[name].equal_feel]
-                cells = [{key: Gain(weight)} for weight in shown if weight is not None]
-                drawn[name] = measure.pictures_of(family, rack, cells, words[0])
+            words = measure.with_triggers(given or asked.prompts, [adapter.info.trigger])
+            found[name] = measure.strength(asked.probes(words), key, steps, reference or asked.reference)
+            if pictures and (out or asked.kind == "text"):
+                cells = [{key: Gain(weight)} for weight in found[name].worth_a_look]
+                shown[name] = asked.show(cells, words[0])
     if out:
         from studio.look.figures import strength_sheet
 
-        write(out, strength_sheet(found, drawn), as_json)
+        write(out, strength_sheet(found, shown), as_json)
     if as_json:
-        tell({"base": base, "base_digest": family.digest("unet"), "adapters": {k: asdict(v) for k, v in found.items()}})
+        told = {name: {**asdict(s), **texts_of(shown.get(name, ()))} for name, s in found.items()}
+        tell({"base": base, "base_digest": asked.digest(), "adapters": told})
     else:
-        _show_strength(found)
+        show_strength(found)
+        show_lines({name: (found[name].labels, made) for name, made in shown.items()})
     if keep:
-        _keep(dict(zip(files, found.values(), strict=True)), family.digest("unet"), as_json)
+        _keep(dict(zip(files, found.values(), strict=True)), asked.digest(), as_json)
 
 
 def _numbers(text: str) -> list[float]:
@@ -239,19 +244,6 @@ def _check_reference(reference: float | None) -> None:
         raise ConfigError(f"--reference {reference:g}: wanted more than 0", next_step="write for example 0.2")
 
 
-def _show_strength(found: Mapping[str, Strength]) -> None:
-    one = next(iter(found.values()))
-    rows = [
-        [name, *(f"{effect:.3f}" for effect in s.effects), "–" if s.equal_feel is None else f"{s.equal_feel:.2f}"]
-        for name, s in found.items()
-    ]
-    table("effect on the base by weight", ("adapter", *(f"{w:g}" for w in one.weights), "equal-feel weight"), rows)
-    say(f"Equal feel: the weight whose effect is {one.reference:g}; there the adapters act equally strongly.")
-    for name, s in found.items():
-        if s.equal_feel is None:
-            say(f"{escape(name)} does not reach it with these weights. Next: widen [bold]--weights[/] or --reference")
-
-
 def _keep(found: Mapping[Path, Strength], base: str, quietly: bool) -> None:
     """Write each file's equal-feel weight into its header. AdapterError: one has none, and no file was written."""
     from studio.draw.use import adapter_file
@@ -261,9 +253,6 @@ def _keep(found: Mapping[Path, Strength], base: str, quietly: bool) -> None:
         f"{file}: no weight has the effect {s.reference:g}" for file, s in found.items() if not s.equal_feel
     ]:
         raise AdapterError("no equal-feel weight to write", missing, "widen --weights, or choose another --reference")
-    if folders := [f"{file}: is a PEFT folder" for file in found if adapter_file(file).is_dir()]:
-        step = "write it as a file first: `stylora export FOLDER --to kohya`"
-        raise AdapterError("there is no header to write the weight in", folders, step)
     for file, s in found.items():
         entry = {"base": base, "weight": round(s.equal_feel or 0.0, 4), "effect": s.reference}
         with_metadata(adapter_file(file), {EQUAL_FEEL: json.dumps(entry, sort_keys=True)})

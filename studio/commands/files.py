@@ -17,11 +17,12 @@ from trainers.errors import AdapterError
 
 if TYPE_CHECKING:
     from studio.export import Exported
+    from studio.gguf.adapter import Written
     from studio.look.card import Card
     from trainers.lora.ledger import Entry, Ledger
 
 PANEL = "Adapter files"
-LONG = 160  # characters of a header entry that the table shows
+LONG = 100  # characters of a header entry that the table shows
 File = Annotated[Path, typer.Argument(metavar="FILE", help="adapter file, run folder or PEFT folder")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document instead of tables")]
 
@@ -37,6 +38,7 @@ def meant(file: Path) -> Path:
 def info(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="adapter files, run folders or PEFT folders")],
     as_json: Json = False,
+    header: Annotated[bool, typer.Option("--header", help="the header's entries, too")] = False,
     thumbnail: Annotated[
         Path | None, typer.Option(metavar="OUT.jpg|png", help="save the picture in the header of the one FILE")
     ] = None,
@@ -59,7 +61,7 @@ def info(
         typer.echo(json.dumps([card.data() for card in cards] + faulty, indent=2, ensure_ascii=False))
     else:
         for card in cards:
-            table(card.path, ("fact", "value"), _facts(card))
+            table(card.path, ("fact", "value"), _facts(card, header))
     for broken in errors.values():
         complain(broken)
     if thumbnail and cards:
@@ -69,21 +71,21 @@ def info(
         raise typer.Exit(1)
 
 
-def _facts(card: Card) -> list[tuple[str, str]]:
+def _facts(card: Card, header: bool) -> list[tuple[str, str]]:
     from trainers.lora.family import FAMILIES
 
     rows = [
         ("name", card.name),
         ("format", f"{card.format}, {_counts(card.dtypes)}"),
         ("family", FAMILIES.get(card.family, "unknown")),
+        ("base", card.base),
         ("trigger", card.trigger),
-        ("tags", ", ".join(f"{tag} ({count})" for tag, count in card.tags.items())),
+        ("tags", _short(", ".join(f"{tag} ({count})" for tag, count in card.tags.items()))),
         ("rank", _counts(card.ranks)),
         ("alpha", _counts({f"{alpha:g}": count for alpha, count in card.alphas.items()})),
     ]
     for part, found in card.modules.items():
-        labels = ", ".join(f"{label} {count}" for label, count in found.items())
-        rows.append((part, f"{sum(found.values())} modules, norm {card.norms[part]:.4g}: {labels}"))
+        rows.append((part, f"{sum(found.values())} modules, norm {card.norms[part]:.4g}: {_blocks(found)}"))
     rows += [("converted", line) for line in card.converted] + [("refused", line) for line in card.refused]
     rows += [
         ("parameters", f"{card.parameters:,}"),
@@ -92,11 +94,24 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         ("content", card.content),
         ("thumbnail", f"{size(len(card.thumbnail))}; save it with --thumbnail OUT.jpg" if card.thumbnail else ""),
     ]
-    return [(name, text) for name, text in rows if text] + [(k, _short(text)) for k, text in _header(card)]
+    entries = [(key, _short(text)) for key, text in card.metadata.items() if key != "modelspec.thumbnail"]
+    if not header:
+        rows.append(("header", f"{len(entries)} entries; --header shows them" if entries else ""))
+    return [(name, text) for name, text in rows if text] + (entries if header else [])
 
 
-def _header(card: Card) -> list[tuple[str, str]]:
-    return [(key, text) for key, text in card.metadata.items() if key != "modelspec.thumbnail"]
+def _blocks(found: dict[str, int]) -> str:
+    """{block: modules} with neighbours that have as many in one: "L00-L31 7 each"."""
+    from trainers.lora.blocks import LABELS
+
+    runs: list[list[str]] = []
+    for label, count in found.items():
+        last = runs[-1][-1] if runs else ""
+        if last and found[last] == count and LABELS.index(label) == LABELS.index(last) + 1:
+            runs[-1].append(label)
+        else:
+            runs.append([label])
+    return ", ".join(f"{r[0]}-{r[-1]} {found[r[0]]} each" if len(r) > 1 else f"{r[0]} {found[r[0]]}" for r in runs)
 
 
 def _short(text: str) -> str:
@@ -113,7 +128,7 @@ def _counts(counts: dict[str, int] | dict[int, int]) -> str:
 @app.command(rich_help_panel=PANEL)
 def check(
     file: File,
-    base: Annotated[str, typer.Option(help="tiny-sd, sd15, a diffusers folder, a hub id or a checkpoint file")],
+    base: Annotated[str, typer.Option(help="tiny-sd, sd15, tiny-lm, a model's folder, a hub id or a checkpoint file")],
     as_json: Json = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="a line for every tensor")] = False,
     rank: Annotated[int | None, typer.Option(min=1, help="cut every change to this rank at most")] = None,
@@ -171,18 +186,32 @@ def _share(ledger: Ledger) -> str:
 @app.command(rich_help_panel=PANEL)
 def export(
     file: File,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="kohya, diffusers or peft (a folder)")],
-    dtype: Annotated[str | None, typer.Option(help="fp16, bf16 or fp32; default: the file's own")] = None,
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="kohya, diffusers, peft (a folder) or gguf (llama.cpp, Ollama)")
+    ],
+    dtype: Annotated[
+        str | None, typer.Option(help="fp16, bf16, fp32, for gguf also q8_0; default: the file's own")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="default: beside the file, such as ink.diffusers.safetensors")
     ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="cut every change to this rank at most")] = None,
-    base: Annotated[str | None, typer.Option(help="the base it is for: DoRA is converted with its weights")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="the base it is for: gguf wants its names, DoRA is converted with its weights")
+    ] = None,
+    modelfile: Annotated[
+        str | None, typer.Option(metavar="FROM", help="gguf: also a Modelfile, from this base in Ollama or this GGUF")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="write over what is there")] = False,
 ) -> None:
     """Write an adapter in another tool's format; LoHa, LoKr and the like become plain LoRA."""
     from studio.export import export as write
 
+    if to == "gguf":
+        _to_gguf(meant(file), base, dtype, out, rank, modelfile, overwrite)
+        return
+    if modelfile:
+        raise AdapterError("--modelfile is for --to gguf: it is Ollama's")
     if out and to in ("kohya", "diffusers") and out.suffix != ".safetensors":
         raise AdapterError(f"--out {out}: an adapter is written as .safetensors", next_step=f"use {out}.safetensors")
     weight_of = None
@@ -197,7 +226,23 @@ def export(
     say(f"[green]{escape(str(made.path))}[/] {len(made.adapter.pairs)} modules, {kind}")
 
 
-def _notes(made: Exported) -> list[str]:
+def _to_gguf(
+    file: Path, base: str | None, dtype: str | None, out: Path | None, rank: int | None, origin: str | None, over: bool
+) -> None:
+    from studio.gguf.adapter import export as write
+
+    if not base:
+        step = "add --base FOLDER, or the base's own GGUF"
+        raise AdapterError("a GGUF adapter has the names that its base's tensors have", ["no --base"], step)
+    made = write(file, base, dtype=dtype, out=out, rank=rank, origin=origin, overwrite=over)
+    show_notes([*_notes(made), *made.notes])
+    say(f"[green]{escape(str(made.path))}[/] {len(made.adapter.pairs)} modules, {made.dtype}")
+    say(f"[dim]read back: the deltas are the adapter's to {made.error:.1e} of their size[/]")
+    if made.modelfile:
+        say(f"[green]{escape(str(made.modelfile))}[/]: [bold]ollama create NAME -f {escape(str(made.modelfile))}[/]")
+
+
+def _notes(made: Exported | Written) -> list[str]:
     """What was converted with its residual, and what was left out."""
     groups: dict[str, list[Entry]] = {}
     for entry in made.entries:

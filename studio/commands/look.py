@@ -10,8 +10,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,11 +26,10 @@ if TYPE_CHECKING:
     from studio.look.anatomy import Difference, Part
     from studio.merge.weights import Weights
     from trainers.lora.adapter import Adapter
-
-T = TypeVar("T")
+    from trainers.lora.kinds import WeightOf
 
 PANEL = "Look into adapters"
-BASES = "tiny-sd, sd15, a diffusers folder or a hub id"
+BASES = "tiny-sd, sd15, tiny-lm, a folder of diffusers or transformers, or a hub id"
 SHOWN = (1, 2, 4, 8, 16, 32)  # ranks whose kept energy is told
 Out = Annotated[Path | None, typer.Option(metavar="PNG", help="draw it, too")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document instead of tables")]
@@ -38,7 +38,7 @@ Overwrite = Annotated[bool, typer.Option(help="write over a picture that is ther
 
 @app.command(rich_help_panel=PANEL)
 def anatomy(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="adapter file, or run folder")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="adapter file, run folder or PEFT folder")],
     base: Annotated[str | None, typer.Option(help=f"{BASES}: tell sizes relative to its weights")] = None,
     out: Out = None,
     as_json: Json = False,
@@ -46,21 +46,33 @@ def anatomy(
 ) -> None:
     """Say what an adapter is made of: how much it changes each block, and which rank each block needs."""
     from studio.look.anatomy import anatomy as look
+    from studio.look.anatomy import sizes
     from studio.merge.weights import open_base
+    from trainers.lora.family import is_text
 
     weights = open_base(base) if base else None
-    ((name, adapter),) = opened([file], lambda: free(out, overwrite), weights=weights).items()
-    found = look(adapter, _weight_norm(weights, adapter) if weights else None)
+    weight_of = weights.weight if weights else None
+    ((name, adapter),) = opened([file], lambda: free(out, overwrite), weight_of=weight_of).items()
+    weight_norm = _weight_norm(weights, adapter) if weights else None
+    found = look(adapter, weight_norm)
+    kinds = sizes(adapter, weight_norm) if is_text(adapter.pairs) else {}
     if out:
         from studio.look.figures import anatomy_sheet
 
-        write(out, anatomy_sheet(name, found), as_json)
+        write(out, anatomy_sheet(name, found, kinds), as_json)
     if as_json:
-        return tell({"adapter": str(file), "base": base, "blocks": [asdict(part) for part in found]})
+        more = {"kinds": kinds} if kinds else {}
+        return tell({"adapter": str(file), "base": base, "blocks": [asdict(part) for part in found], **more})
     ranks = sorted({min(rank, found[-1].rank) for rank in SHOWN})
     columns = ("block", "modules", "norm", *(["of the base"] if base else []), "effective rank", "95 % at rank",
                "99 % at rank", "in every module")  # fmt: skip
     table(f"anatomy of {name}", columns, [_anatomy_row(part) for part in found])
+    if kinds:
+        form = ".1%" if base else ".2f"
+        rows = [[part.block, *(format(row[part.block], form) if part.block in row else "" for row in kinds.values())]
+                for part in found]  # fmt: skip
+        what = "change by kind of module, of the base" if base else "norm by kind of module"
+        table(f"{what}: attention, then feed-forward", ("block", *kinds), rows)
     kept = [[part.block, *(f"{part.kept[min(rank, part.rank) - 1]:.1%}" for rank in ranks)] for part in found]
     table("energy kept when cut to a rank", ("block", *(f"rank {rank}" for rank in ranks)), kept)
     say(_rank_advice(file, found[-1]))
@@ -89,12 +101,12 @@ def _weight_norm(weights: Weights, adapter: Adapter) -> Callable[[str], float]:
         step = "name its own base; `stylora check FILE --base …` tells how much of it fits"
         faults = [f"{path}: {why}" for path, why in odd.items()]
         raise AdapterError(f"the adapter doesn't fit {weights.root}", faults, step)
-    return lambda path: float(weights.weight(path).double().norm())
+    return cache(lambda path: float(weights.weight(path).double().norm()))
 
 
 @app.command(rich_help_panel=PANEL)
 def diff(
-    one: Annotated[Path, typer.Argument(metavar="A", help="adapter file, or run folder")],
+    one: Annotated[Path, typer.Argument(metavar="A", help="adapter file, run folder or PEFT folder")],
     other: Annotated[Path, typer.Argument(metavar="B", help="another one, of any rank and format")],
     as_json: Json = False,
 ) -> None:
@@ -122,19 +134,28 @@ def _diff_row(found: Difference) -> list[str]:
 # --- what all of them need -------------------------------------------------------------------------------------------
 
 
-def opened(files: Sequence[Path], *checks: Callable[[], object], weights: Weights | None = None) -> dict[str, Adapter]:
+def opened(
+    files: Sequence[Path], *checks: Callable[[], object], weight_of: WeightOf | None = None
+) -> dict[str, Adapter]:
     """{short name: adapter}, after everything that can be wrong was looked at: one StyloraError with all of it.
 
-    `weights` are the base's, which DoRA takes to be read.
+    `weight_of` gives the base's weights, which DoRA takes to be read.
     """
     from studio.draw.use import adapter_file
     from trainers.lora.adapter import Adapter
 
     adapters: list[Adapter] = []
-    weight_of = weights.weight if weights else None
     loads = [lambda file=file: adapters.append(Adapter.load(adapter_file(file), weight_of=weight_of)) for file in files]
     each([*loads, *checks])
     return named(files, adapters)
+
+
+def weights_of(base: str | None) -> WeightOf | None:
+    """The base's weights by module path; it is opened when one is asked for."""
+    from studio.merge.weights import open_base
+
+    once = cache(open_base)
+    return (lambda path: once(base).weight(path)) if base else None
 
 
 def each(readers: Sequence[Callable[[], object]]) -> None:
@@ -175,7 +196,7 @@ def write(out: Path, sheet: Image.Image, quietly: bool) -> None:
     """Save the sheet as PNG and say so."""
     import io
 
-    from studio.draw.pictures import write_whole
+    from studio.outputs import write_whole
 
     stream = io.BytesIO()
     sheet.save(stream, format="PNG")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from studio.draw import generate, grid, recipe
+from studio.draw import generate, recipe
 from studio.draw.generate import Easel, OnStep, Picture
 from studio.draw.recipe import Made, Recipe
 from studio.draw.tables import Table, noting, parse
@@ -120,6 +120,8 @@ def redo(easel: Easel, on_step: OnStep | None = None) -> Picture:
     """The easel's recipe again: in a batch of the same size at the same place, the other places filled with it too."""
     asked = easel.recipe
     if asked.grid:
+        from studio.draw import grid
+
         return grid.sheet(easel, grid.draw(easel, on_step))
     made = asked.made or Made()
     drawn = dict(generate.draw(easel, [replace(asked, count=1)] * made.batch, made.batch, on_step))

@@ -1,21 +1,31 @@
 """What a grid can vary: `adapter:A=0..1/5`, `seed=1,2,3`, `prompt=a boat|a house` … as changes to a recipe.
 
-Try it: python -c "from studio.draw.axes import *; print(axis('seed=1..4', Recipe('a boat')).labels)"
+Try it: python -c "from studio.draw.axes import *; print(axis('seed=1..4', None).labels)"
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from studio.draw.recipe import Recipe
-from studio.draw.tables import nearest, noting
+from studio.draw.tables import Kinds, nearest, noting
 from trainers.errors import ConfigError
 from trainers.lora.blocks import parse_blocks, to_number
 
+Recipe = Any  # of pictures or of texts: a frozen dataclass whose `adapters` are a tuple of Use
 MOST_VALUES = 64  # of an axis
+GRID: Kinds = {"x": str, "y": str, "batch": int}
+
+
+@dataclass(frozen=True)
+class Axes:
+    """A sheet's axes as they were written, and how many of its cells are one batch at the most."""
+
+    x: str = ""
+    y: str = ""
+    batch: int = 16
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def names(text: str) -> list[str]:
 def _gain(recipe: Recipe, k: int, **changed: Any) -> Recipe:
     uses = list(recipe.adapters)
     uses[k] = replace(uses[k], gain=replace(uses[k].gain, **changed))
-    return replace(recipe, adapters=tuple(uses))
+    return _field(recipe, "adapters", tuple(uses))
 
 
 def _weight(recipe: Recipe, k: int, value: float) -> Recipe:
@@ -103,7 +113,7 @@ def _field(recipe: Recipe, name: str, value: Any) -> Recipe:
 # --- what stands behind the colon: (what the change needs to know of it, what the sheet calls it) ---------------------
 
 
-def _adapter(recipe: Recipe, name: str) -> tuple[int, str]:
+def adapter_of(recipe: Recipe, name: str) -> tuple[int, str]:
     """The adapter of a name, or of a letter: A is the first."""
     titles = [use.title for use in recipe.adapters]
     letters = [chr(ord("A") + k) for k in range(min(26, len(titles)))]
@@ -137,26 +147,39 @@ class Kind:
     title: str = "{}"
 
 
-AXES: dict[str, Kind] = {
-    "adapter": Kind("an adapter's weight", numbers, _weight, "NAME", _adapter, "weight of {}"),
-    "te": Kind("its weight in the text encoder", numbers, _text_weight, "NAME", _adapter, "{} in the text encoder"),
+GAINS: dict[str, Kind] = {
+    "adapter": Kind("an adapter's weight", numbers, _weight, "NAME", adapter_of, "weight of {}"),
     "block": Kind("all adapters' factor in a block", numbers, _block, "BLOCK", _label, "adapters in {}"),
-    "seed": Kind("the seed", wholes),
-    "prompt": Kind("the prompt", texts),
+}
+BOTH: dict[str, Kind] = {"seed": Kind("the seed", wholes), "prompt": Kind("the prompt", texts)}
+AXES: dict[str, Kind] = {
+    **GAINS,
+    "te": Kind("its weight in the text encoder", numbers, _text_weight, "NAME", adapter_of, "{} in the text encoder"),
+    **BOTH,
     "negative": Kind("the negative prompt", texts),
     "guidance": Kind("the guidance", numbers),
     "steps": Kind("the denoising steps", wholes),
     "sampler": Kind("the sampler", names),
 }
+AXES_OF_TEXT: dict[str, Kind] = {
+    **GAINS,
+    **BOTH,
+    "system": Kind("what the chat is told first", texts),
+    "temperature": Kind("the temperature", numbers),
+    "top_p": Kind("the share of likely tokens", numbers),
+    "top_k": Kind("the number of likely tokens", wholes),
+    "repetition_penalty": Kind("the penalty of what stands there", numbers),
+    "max_tokens": Kind("the longest text", wholes),
+}
 
 
-def axis(text: str, recipe: Recipe) -> Axis:
+def axis(text: str, recipe: Recipe, axes: Mapping[str, Kind] = AXES) -> Axis:
     """`adapter:A=0..1/5` as changes to `recipe`. Raises ConfigError with everything wrong with it."""
     head, sign, values_text = text.partition("=")
     word, _, behind = (part.strip() for part in head.partition(":"))
-    kind = AXES.get(word)
+    kind = axes.get(word)
     if kind is None or not sign:
-        raise ConfigError(f"{text!r}: no such axis; {nearest(word, AXES)}" if sign else f"{text!r}: wanted AXIS=VALUES")
+        raise ConfigError(f"{text!r}: no such axis; {nearest(word, axes)}" if sign else f"{text!r}: wanted AXIS=VALUES")
     faults: list[str] = []
     values: Sequence[Any] = []
     target, name = word, word
@@ -182,3 +205,42 @@ def _text(value: Any) -> str:
 
 def _changed(kind: Kind, target: Any, value: Any, recipe: Recipe) -> Recipe:
     return kind.change(recipe, target, value)
+
+
+# --- both ways -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of `recipe.grid`, row by row."""
+
+    recipe: Recipe
+    x: Axis
+    y: Axis
+    cells: tuple[Recipe, ...]
+
+    @property
+    def varied(self) -> tuple[str, str]:
+        return self.x.title, self.y.title
+
+
+def plan(recipe: Recipe, one: Recipe, refused: str, axes: Mapping[str, Kind] = AXES) -> Plan:
+    """The cells of `recipe.grid`, each a change of `one`.
+
+    Raises ConfigError, `refused` its headline, with everything that is wrong with the axes or with any cell.
+    """
+    asked, faults = recipe.grid, list[str]()
+    if asked is None or not asked.x:
+        raise ConfigError(refused, ["x: no axis; give --x, such as --x seed=1,2,3"], "see `stylora grid --help`")
+    across = down = Axis()
+    with noting(faults):
+        across = axis(asked.x, recipe, axes)
+    with noting(faults):
+        down = axis(asked.y, recipe, axes) if asked.y else down
+    if across.title and across.title == down.title:
+        faults.append(f"{asked.y}: x and y vary the same thing")
+    cells = tuple(second(first(one)) for second in down.changes for first in across.changes)
+    faults += dict.fromkeys(fault for cell in cells for fault in cell.faults())
+    if faults:
+        raise ConfigError(refused, faults, "`stylora grid --help` tells the axes and how their values are written")
+    return Plan(recipe, across, down, cells)

@@ -5,24 +5,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from studio.draw.recipe import DIGESTS, Made, Recipe, digest_faults
-from studio.draw.use import Use, located
+from studio import resident
+from studio.draw.recipe import DIGESTS, Made, Recipe
 from trainers import bases, devices
-from trainers.errors import AdapterError, BaseError, ConfigError
+from trainers.errors import ConfigError
 from trainers.families.stable_diffusion import StableDiffusion
-from trainers.lora import fit
-from trainers.lora.adapter import Adapter, content_digest, digest
-from trainers.lora.ledger import Ledger, fitted
 from trainers.lora.rack import Rack
 
 MOST_AT_ONCE = 8  # pictures sampled as one batch
@@ -62,66 +56,11 @@ def load(recipe: Recipe, device: str = "auto") -> Easel:
     family = StableDiffusion(folder, device=machine.device, dtype=machine.frozen_dtype)
     check_size(family, recipe.size)
     digests = {part: family.digest(part) for part in DIGESTS}
-    if faults := digest_faults(recipe.digests, digests):
-        raise BaseError(f"base {recipe.base}: not the one of the recipe", faults, "name the right one with --base")
+    resident.check_digests(recipe.base, recipe.digests, digests)
     rack = Rack(family.parts())
-    uses, notes = _hang(rack, recipe)
-    known = replace(recipe, base=_base_of(recipe), digests=digests, adapters=uses)
+    uses, notes = resident.hang(rack, recipe.adapters, recipe.partial)
+    known = replace(recipe, base=resident.base_of(recipe.base), digests=digests, adapters=uses)
     return Easel(family, rack, tuple(use.digest for use in uses), known, notes)
-
-
-def _base_of(recipe: Recipe) -> str:
-    """The base's absolute path, so that its pictures find it from anywhere; or the alias or hub id it is."""
-    local = recipe.base not in bases.EMBEDDED and os.path.exists(os.path.expanduser(recipe.base))
-    return str(located(Path(os.path.expanduser(recipe.base)))) if local else recipe.base
-
-
-def _hang(rack: Rack, recipe: Recipe) -> tuple[tuple[Use, ...], tuple[str, ...]]:
-    """The adapters, now resident in the rack, with their digests; and notes on those of which a part is lost."""
-    uses: list[Use] = []
-    notes: list[str] = []
-    errors: list[AdapterError] = []
-    for use in recipe.adapters:
-        try:
-            adapter, ledger = _fitted(rack, use.path, recipe.partial)
-            own = replace(use, digest=content_digest(adapter), sha256=digest(use.path))
-            _check_use(use, own, uses)
-            rack.add(adapter)
-        except AdapterError as error:
-            errors.append(error)
-            continue
-        uses.append(own)
-        if not ledger.whole or round(ledger.share, 3) < 1:
-            unknown = f" at the most, {ledger.unknown} tensors being of unknown energy" if ledger.unknown else ""
-            notes.append(f"{use.path.name}: {ledger.share:.1%} of its energy acts in this base{unknown}")
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        faults = [line for error in errors for line in (error.what, *(f"  {fault}" for fault in error.faults))]
-        raise AdapterError(f"{len(errors)} adapters can't be used", faults, errors[0].next_step)
-    return tuple(uses), tuple(notes)
-
-
-def _fitted(rack: Rack, path: Path, partial: bool) -> tuple[Adapter, Ledger]:
-    """The adapter as it acts in the rack's models, and its ledger; DoRA is converted with these models' weights."""
-    modules = fit.modules(rack.parts)
-
-    def weight(name: str) -> Tensor:
-        return modules[name].get_parameter("weight").detach().float().cpu()
-
-    return fitted(path, fit.shapes(rack.parts), partial=partial, weight_of=weight)
-
-
-def _check_use(wanted: Use, got: Use, others: Sequence[Use]) -> None:
-    """Raises AdapterError unless it is the adapter that was promised, and no other is the same."""
-    if why := wanted.mismatch(got):
-        raise AdapterError(
-            f"{got.path}: not the adapter of the recipe: {why}",
-            next_step="name the right one with --adapter (of `again`: --adapters FOLDER), or take digest and sha256 "
-            "out of the recipe",
-        )
-    if twin := next((use for use in others if use.digest == got.digest), None):
-        raise AdapterError(f"{got.path}: the same adapter as {twin.path}", next_step="name it once, with one weight")
 
 
 def check_size(family: StableDiffusion, size: tuple[int, int] | None) -> None:

@@ -7,49 +7,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from studio.draw import generate
-from studio.draw.axes import Axis, axis
+from studio.draw import axes, generate
+from studio.draw.axes import Axes, Plan
 from studio.draw.generate import Easel, OnStep, Picture
-from studio.draw.recipe import REFUSED, Axes, Made, Recipe
-from studio.draw.tables import noting
+from studio.draw.recipe import REFUSED, Made, Recipe
 from trainers import plot
-from trainers.errors import ConfigError
 from trainers.lora.blocks import number_text
 
 SIDE, WIDEST = 160, 8192  # pixels: a cell is at least so large on the sheet; what the longer way of the cells may take
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The cells of `recipe.grid`, row by row."""
-
-    recipe: Recipe
-    x: Axis
-    y: Axis
-    cells: tuple[Recipe, ...]
-
-
 def plan(recipe: Recipe) -> Plan:
     """Raises ConfigError with everything that is wrong with the axes or with any cell."""
-    asked, faults = recipe.grid, list[str]()
-    if asked is None or not asked.x:
-        raise ConfigError(REFUSED, ["x: no axis; give --x, such as --x seed=1,2,3"], "see `stylora grid --help`")
-    across = down = Axis()
-    with noting(faults):
-        across = axis(asked.x, recipe)
-    with noting(faults):
-        down = axis(asked.y, recipe) if asked.y else down
-    if across.title and across.title == down.title:
-        faults.append(f"{asked.y}: x and y vary the same thing")
-    one = replace(recipe, count=1, grid=None, made=None)
-    cells = tuple(second(first(one)) for second in down.changes for first in across.changes)
-    faults += dict.fromkeys(fault for cell in cells for fault in cell.faults())
-    if faults:
-        raise ConfigError(REFUSED, faults, "`stylora grid --help` tells the axes and how their values are written")
-    return Plan(recipe, across, down, cells)
+    return axes.plan(recipe, replace(recipe, count=1, grid=None, made=None), REFUSED)
 
 
 def cell_names(planned: Plan, folder: Path) -> list[Path]:
@@ -85,12 +58,12 @@ def sheet(easel: Easel, pictures: Sequence[Picture]) -> Picture:
 
 def headline(planned: Plan) -> str:
     """The prompt, unless it varies."""
-    return "" if "prompt" in (planned.x.title, planned.y.title) else planned.recipe.prompt
+    return "" if "prompt" in planned.varied else planned.recipe.prompt
 
 
 def details(planned: Plan) -> str:
     """All else that is the same in every cell: base, adapters, seed, numbers."""
-    recipe, varied = planned.recipe, (planned.x.title, planned.y.title)
+    recipe, varied = planned.recipe, planned.varied
     facts = {"": Path(recipe.base).name}
     for use in recipe.adapters:
         facts[f"weight of {use.title}"] = f"{use.title} {number_text(use.gain.weight)}"

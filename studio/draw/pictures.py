@@ -6,7 +6,6 @@ Try it: python -c "from studio.draw.pictures import *; print(recipes.text_of(Pat
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from studio.draw.generate import Picture
 from studio.draw.recipe import Recipe
 from studio.draw.tables import noting
 from studio.draw.use import Use
-from trainers import checkpoint
+from studio.outputs import check_free, numbered, write_whole
 from trainers.errors import ConfigError, RunError
 
 SAMPLER_NAMES = {
@@ -65,27 +64,9 @@ def targets_of(out: Path, count: int, overwrite: bool) -> list[Path]:
     """`boat.png`, or `boat-1.png` … for several. Raises RunError rather than write over a picture unasked."""
     if out.suffix.lower() != ".png":
         raise RunError(f"--out {out}: pictures are written as PNG", next_step=f"use {out.with_suffix('.png')}")
-    paths = [out] if count == 1 else [out.with_name(f"{out.stem}-{k + 1}{out.suffix}") for k in range(count)]
+    paths = numbered(out, count)
     check_free(paths, overwrite)
     return paths
-
-
-def check_free(paths: Sequence[Path], overwrite: bool) -> None:
-    """Raises RunError where one of the files, all in one folder, can't be written, or stands there already."""
-    folder = next(place for place in paths[0].absolute().parents if place.exists())
-    effective = os.access in os.supports_effective_ids
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
-        step = "name a file in a folder of your own"
-        raise RunError(f"{paths[0]}: nothing can be written in {folder}", next_step=step)
-    if folders := [path for path in paths if path.is_dir()]:
-        raise RunError("a folder is in the way", [f"{path} is a folder" for path in folders], "name another --out")
-    if not overwrite and (there := [path for path in paths if path.exists()]):
-        step = "name another --out"
-        raise RunError(
-            "that would write over other files",
-            [f"{path} exists; add --overwrite to write over it" for path in there],
-            step,
-        )
 
 
 def parameters_text(picture: Picture) -> str:
@@ -132,12 +113,3 @@ def write(path: Path, picture: Picture) -> None:
 def write_recipe(path: Path, asked: Recipe) -> None:
     """A recipe as a TOML file, to be drawn with other seeds or counts: not tied to one place in a batch."""
     write_whole(path, recipes.write(replace(asked, made=None), path.parent).encode())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file, its folder made. Raises RunError where it can't be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(path, data)
-    except OSError as error:
-        raise RunError(f"{path} can't be written: {error.strerror or error}", next_step="name another --out") from error

@@ -7,17 +7,16 @@ Paths in a recipe are relative to the folder of the file that holds it; digests 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from studio.draw.tables import Kinds, Table, known, noting, parse, toml
-from studio.draw.use import Use, from_table, located, parse_use, to_table, written
-from trainers.bases import EMBEDDED
+from studio.draw.axes import GRID, Axes
+from studio.draw.tables import Kinds, Table, noting, parse, toml, unicode_faults
+from studio.draw.use import Use, base_written, settled, to_table
 from trainers.errors import ConfigError
 
 CHUNK = "stylora"  # the PNG's text chunk that holds the recipe
@@ -29,18 +28,8 @@ KINDS: Kinds = {
     "prompt": str, "negative": str, "base": str, "seed": int, "count": int, "steps": int, "guidance": float,
     "size": str, "sampler": str, "partial": bool, "adapter": list, "grid": dict, "digests": dict, "made": dict,
 }  # fmt: skip
-GRID: Kinds = {"x": str, "y": str, "batch": int}
 DIGESTS: Kinds = dict.fromkeys(("unet", "text_encoder", "vae"), str)
 MADE: Kinds = {"batch": int, "place": int, "with": str}
-
-
-@dataclass(frozen=True)
-class Axes:
-    """A sheet's axes as they were written, and how many of its cells are one batch at the most."""
-
-    x: str = ""
-    y: str = ""
-    batch: int = 16
 
 
 @dataclass(frozen=True)
@@ -95,12 +84,7 @@ class Recipe:
         if self.made and not 0 <= self.made.place < self.made.batch <= MOST:
             found.append(f"made: got place {self.made.place} of {self.made.batch}, wanted 0 to {MOST - 1}, below batch")
         texts = (self.prompt, self.negative, self.base, *(str(use.path) for use in self.adapters))
-        return found + [f"{text!r}: isn't Unicode text" for text in texts if not _is_unicode(text)]
-
-
-def _is_unicode(text: str) -> bool:
-    """No half of a surrogate pair, which is what the bytes of a badly named file become."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+        return found + unicode_faults(texts)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -123,20 +107,12 @@ def read(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Re
 
 def build(table: Table, folder: Path, flags: Mapping[str, Any], faults: list[str]) -> Recipe:
     """The recipe of a file's tables and of the flags that win over it. Raises ConfigError, `faults` among its own."""
-    flags = dict(flags)
-    # flags name other adapters: the file's own may be gone
-    own = {key: value for key, value in table.items() if key != "adapter" or key not in flags}
-    values = _values(own, folder, faults)
-    if "adapter" in flags:
-        flags["adapters"] = _uses(flags.pop("adapter"), Path(), faults)
-    if axes := {key: flags.pop(key) for key in GRID if key in flags}:
-        flags["grid"] = replace(values.get("grid", Axes()), **axes)
-    if "base" in flags:
-        values.pop("digests", None)  # those of the recipe's own base
-    values |= flags
-    if "prompt" not in values:
-        faults.append('prompt: missing; give --prompt, or write prompt = "…" in the recipe')
-        values["prompt"] = ""
+    values = settled(table, KINDS, {"digests": DIGESTS, "grid": GRID, "made": MADE}, folder, flags, faults)
+    if "grid" in values:
+        values["grid"] = Axes(**values["grid"])
+    if "made" in values:
+        made = values["made"]
+        values["made"] = Made(made.get("batch", 1), made.get("place", 0), made.get("with", ""))
     size = None
     with noting(faults):
         size = parse_size(values.pop("size", None))
@@ -163,49 +139,6 @@ def text_of(file: Path) -> str:
     return str(text)
 
 
-def _values(table: Table, folder: Path, faults: list[str]) -> Table:
-    """A file's tables as the values of a Recipe (`size` still text), its paths made absolute."""
-    values = known(table, KINDS, "", faults)
-    if "adapter" in values:
-        values["adapters"] = _uses(values.pop("adapter"), folder, faults)
-    if "base" in values:
-        values["base"] = base_in(folder, values["base"])
-    if "digests" in values:
-        values["digests"] = known(values["digests"], DIGESTS, "digests.", faults)
-    if "grid" in values:
-        values["grid"] = Axes(**known(values["grid"], GRID, "grid.", faults))
-    if "made" in values:
-        made = known(values["made"], MADE, "made.", faults)
-        values["made"] = Made(made.get("batch", 1), made.get("place", 0), made.get("with", ""))
-    return values
-
-
-def _uses(items: Sequence[Any], folder: Path, faults: list[str]) -> tuple[Use, ...]:
-    """Adapters as a person typed them ("ink.safetensors:0.8") or as tables."""
-    uses = []
-    for item in items:
-        with noting(faults):
-            if not isinstance(item, str | dict):
-                raise ConfigError(f"adapter: got {item!r}, wanted a table or text such as 'ink.safetensors:0.8'")
-            uses.append(parse_use(item, folder) if isinstance(item, str) else from_table(item, folder))
-    return tuple(uses)
-
-
-def base_in(folder: Path, base: str) -> str:
-    """A base named in a file in `folder`: the absolute path where it is one, else the alias or hub id it is."""
-    path = folder / os.path.expanduser(base)
-    return str(located(path)) if base not in EMBEDDED and path.exists() else base
-
-
-def digest_faults(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """A line for each part of the base whose digest isn't the recipe's; `found` has all the parts of `wanted`."""
-    return [
-        f"{part}: sha256 is {found[part][:12]}, wanted {digest[:12]}"
-        for part, digest in wanted.items()
-        if digest != found[part]
-    ]
-
-
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """`512x768` -> (512, 768). Raises ConfigError."""
     if text is None:
@@ -226,11 +159,9 @@ def write(recipe: Recipe, folder: Path, absolute: bool = True) -> str:
 
     Without `absolute` files that have only the root in common with the folder are there by name alone (use.written).
     """
-    table: Table = {"prompt": recipe.prompt, "negative": recipe.negative, "base": recipe.base, "seed": recipe.seed,
+    table: Table = {"prompt": recipe.prompt, "negative": recipe.negative,
+                    "base": base_written(recipe.base, folder, absolute), "seed": recipe.seed,
                     "count": recipe.count, "steps": recipe.steps, "guidance": recipe.guidance}  # fmt: skip
-    if Path(recipe.base).is_absolute():
-        path = written(Path(recipe.base), folder, absolute)
-        table["base"] = path if path.startswith((".", "/")) else f"./{path}"  # else it could be an alias or a hub id
     if recipe.size:
         table["size"] = "{}x{}".format(*recipe.size)
     if recipe.sampler:

@@ -50,6 +50,20 @@ def known(table: Table, kinds: Kinds, where: str, faults: list[str]) -> Table:
     return values
 
 
+def digest_faults(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """A line for each part of the base whose digest isn't the recipe's; `found` has all the parts of `wanted`."""
+    return [
+        f"{part}: sha256 is {found[part][:12]}, wanted {digest[:12]}"
+        for part, digest in wanted.items()
+        if digest != found[part]
+    ]
+
+
+def unicode_faults(texts: Iterable[str]) -> list[str]:
+    """A line for each that has half of a surrogate pair, which is what the bytes of a badly named file become."""
+    return [f"{text!r}: isn't Unicode text" for text in texts if any("\ud800" <= letter <= "\udfff" for letter in text)]
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """ "the nearest is prompt", or all there are where none is near."""
     there = list(words)

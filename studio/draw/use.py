@@ -1,4 +1,5 @@
 """An adapter in use: which file, how strongly, where and when; as people type it and as a table of a recipe.
+And what else recipes of pictures and of texts share: flags win over a file, bases are seen from the file's folder.
 
     ink.safetensors:0.8:te=0.4:blocks=IN00-IN05=0.5,MID=0:schedule=0@0,1@0.4
 
@@ -10,14 +11,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studio.draw.tables import Table, known, nearest, noting
-from trainers.errors import AdapterError
+from studio.draw.tables import Kinds, Table, known, nearest, noting
+from trainers.bases import EMBEDDED
+from trainers.errors import AdapterError, ConfigError
 from trainers.lora.blocks import format_blocks, parse_blocks
+from trainers.lora.files import subfolders
+from trainers.lora.formats.names import CONFIG_FILE
 from trainers.lora.gains import Gain, format_schedule, parse_schedule
 
 KINDS: dict[str, type] = {
@@ -151,7 +155,7 @@ def adapter_file(path: Path) -> Path:
 
 def peft_configs(folder: Path) -> list[Path]:
     """What makes a folder a PEFT adapter: its own config, or one for each component in a folder of its name."""
-    return [*folder.glob("adapter_config.json"), *folder.glob("*/adapter_config.json")]
+    return [folder / name / CONFIG_FILE for name in subfolders(folder)]
 
 
 def located(path: Path) -> Path:
@@ -168,3 +172,61 @@ def written(path: Path, folder: Path, absolute: bool = True) -> str:
     if os.path.commonpath((path, folder)) != os.path.abspath(os.sep):
         return os.path.relpath(path, folder)
     return str(path) if absolute else path.name
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def settled(
+    table: Table, kinds: Kinds, inner: Mapping[str, Kinds], folder: Path, flags: Mapping[str, Any], faults: list[str]
+) -> Table:
+    """The values of a recipe: those of a file's tables, its paths seen from `folder`, and flags that win over them.
+
+    `kinds` are those of its keys, `inner` of the tables in it; x, y and batch of the flags go into its table "grid".
+    """
+    flags = dict(flags)
+    # flags name other adapters: the file's own may be gone
+    own = {key: value for key, value in table.items() if key != "adapter" or key not in flags}
+    values = known(own, kinds, "", faults)
+    if "adapter" in values:
+        values["adapters"] = uses(values.pop("adapter"), folder, faults)
+    if "base" in values:
+        values["base"] = base_in(folder, values["base"])
+    for key in inner.keys() & values.keys():
+        values[key] = known(values[key], inner[key], f"{key}.", faults)
+    if "adapter" in flags:
+        flags["adapters"] = uses(flags.pop("adapter"), Path(), faults)
+    if axes := {key: flags.pop(key) for key in inner["grid"] if key in flags}:
+        flags["grid"] = values.get("grid", {}) | axes
+    if "base" in flags:
+        values.pop("digests", None)  # those of the recipe's own base
+    values |= flags
+    if "prompt" not in values:
+        faults.append('prompt: missing; give --prompt, or write prompt = "…" in the recipe')
+        values["prompt"] = ""
+    return values
+
+
+def uses(items: Sequence[Any], folder: Path, faults: list[str]) -> tuple[Use, ...]:
+    """Adapters as a person typed them ("ink.safetensors:0.8") or as tables."""
+    found = []
+    for item in items:
+        with noting(faults):
+            if not isinstance(item, str | dict):
+                raise ConfigError(f"adapter: got {item!r}, wanted a table or text such as 'ink.safetensors:0.8'")
+            found.append(parse_use(item, folder) if isinstance(item, str) else from_table(item, folder))
+    return tuple(found)
+
+
+def base_in(folder: Path, base: str) -> str:
+    """A base named in a file in `folder`: the absolute path where it is one, else the alias or hub id it is."""
+    path = folder / os.path.expanduser(base)
+    return str(located(path)) if base not in EMBEDDED and path.exists() else base
+
+
+def base_written(base: str, folder: Path, absolute: bool = True) -> str:
+    """The reverse, as `written` does it, and never what could be an alias or a hub id."""
+    if not Path(base).is_absolute():
+        return base
+    path = written(Path(base), folder, absolute)
+    return path if path.startswith((".", "/")) else f"./{path}"

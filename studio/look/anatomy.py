@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,11 +21,19 @@ from trainers.errors import AdapterError
 from trainers.lora.adapter import Adapter
 from trainers.lora.algebra import energy, inner, matrices, rank_for, singular_values
 from trainers.lora.blocks import block_of, order
+from trainers.lora.family import is_text
 from trainers.lora.pair import LoraPair
 
 SHARES = (0.95, 0.99)  # of the energy, for which the needed rank is told
 TOTAL = "TOTAL"
 NAMES = ("the first", "the second")
+WeightNorm = Callable[[str], float]  # canonical path -> Frobenius norm of the base's weight there
+KINDS = {  # how paths end in the layers of Llama and its kin, GPT-2, Phi and GPT-NeoX -> attention's, feed-forward's
+    ".q_proj": "q", ".k_proj": "k", ".v_proj": "v", ".qkv_proj": "qkv", ".attn.c_attn": "qkv",
+    ".query_key_value": "qkv", ".o_proj": "out", ".out_proj": "out", ".attn.c_proj": "out", ".gate_proj": "gate",
+    ".gate_up_proj": "gate, up", ".up_proj": "up", ".mlp.c_fc": "up", ".fc1": "up", ".dense_h_to_4h": "up",
+    ".down_proj": "down", ".mlp.c_proj": "down", ".fc2": "down", ".dense_4h_to_h": "down", "lm_head": "head",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,12 +51,44 @@ class Part:
     needed_by_all: dict[float, int]  # share -> the smallest k at which no single module keeps less
 
 
-def anatomy(adapter: Adapter, weight_norm: Callable[[str], float] | None = None) -> list[Part]:
+def anatomy(adapter: Adapter, weight_norm: WeightNorm | None = None) -> list[Part]:
     """Every block in the order of the data's way, then TOTAL; `weight_norm(path)` is the base's ||W|| of a module."""
     spectra = {path: singular_values(pair) for path, pair in adapter.pairs.items()}
     norms = {path: weight_norm(path) for path in adapter.pairs} if weight_norm else {}
     found = [_part(block, paths, adapter, spectra, norms) for block, paths in by_block(adapter.pairs).items()]
     return [*found, _part(TOTAL, list(adapter.pairs), adapter, spectra, norms)]
+
+
+def sizes(adapter: Adapter, weight_norm: WeightNorm | None = None) -> dict[str, dict[str, float]]:
+    """{kind of module: {block: ||delta||, or with `weight_norm` ||delta|| / ||W||}}, and TOTAL among both.
+
+    Meant for language models, whose layers have all the same modules.
+    """
+    squares: dict[tuple[str, str], list[float]] = {}
+    for path, pair in adapter.pairs.items():
+        base = weight_norm(path) ** 2 if weight_norm else 0.0
+        for key in product((kind_of(path), TOTAL), (block_of(path), TOTAL)):
+            change, whole = squares.get(key, (0.0, 0.0))
+            squares[key] = [change + energy(pair), whole + base]
+    kinds, blocks = ({key[k] for key in squares} for k in (0, 1))
+    return {
+        kind: {
+            block: math.sqrt(found[0] / (found[1] or 1.0))
+            for block in sorted(blocks, key=lambda label: (label == TOTAL, order(label)))
+            if (found := squares.get((kind, block)))
+        }
+        for kind in sorted(kinds, key=_kinds_order)
+    }
+
+
+def kind_of(path: str) -> str:
+    """What a module of a language model's layer is, in KINDS' words, else its own name."""
+    return next((words for end, words in KINDS.items() if path.endswith(end)), path.rpartition(".")[2])
+
+
+def _kinds_order(kind: str) -> tuple[bool, int, str]:
+    words = list(dict.fromkeys(KINDS.values()))
+    return kind == TOTAL, words.index(kind) if kind in words else len(words), kind
 
 
 def by_block(paths: Iterable[str]) -> dict[str, list[str]]:
@@ -125,6 +166,7 @@ def _difference(block: str, paths: Sequence[str], one: Adapter, other: Adapter) 
 
 def check_sizes(adapters: Sequence[tuple[str, Adapter]]) -> None:
     """AdapterError unless the named adapters are made for modules of the same sizes: one family of bases."""
+    check_kinds(adapters)
     sizes: dict[str, dict[tuple[int, int], list[str]]] = {}
     versions: dict[str, list[str]] = {}
     for name, adapter in adapters:
@@ -137,6 +179,17 @@ def check_sizes(adapters: Sequence[tuple[str, Adapter]]) -> None:
     faults += [_told(path, found) for path, found in sorted(sizes.items()) if len(found) > 1]
     if faults:
         raise AdapterError("these adapters are of different families", faults, "compare adapters of one base")
+
+
+def check_kinds(adapters: Sequence[tuple[str, Adapter]]) -> bool:
+    """Whether the named adapters are for language models. AdapterError: some are, and some for pictures."""
+    kinds: dict[str, list[str]] = {}
+    for name, adapter in adapters:
+        kinds.setdefault("text" if is_text(adapter.pairs) else "pictures", []).append(name)
+    if len(kinds) > 1:
+        faults = [f"for {kind}: {', '.join(names)}" for kind, names in sorted(kinds.items())]
+        raise AdapterError("adapters for pictures and for text don't go together", faults, "name adapters of one base")
+    return "text" in kinds
 
 
 def _told(what: str, found: Mapping[Any, Sequence[str]]) -> str:

@@ -37,7 +37,8 @@ class Card:
     path: str
     name: str
     format: str
-    family: str  # sd1, sd2, sdxl; "" unknown
+    family: str  # sd1, sd2, sdxl, lm; "" unknown
+    base: str  # the name of what it was trained on; "" unknown
     trigger: str
     tags: dict[str, int]  # the most frequent of its training captions
     ranks: dict[int, int]  # rank -> modules
@@ -70,6 +71,7 @@ def read_card(path: str | os.PathLike[str]) -> Card:
         name=info.title or Path(path).stem,
         format=info.format,
         family=family_of(shapes_of(pairs), info.metadata),
+        base=info.base_name or info.metadata.get("ss_sd_model_name", ""),
         trigger=info.trigger,
         tags=top_tags(info.metadata),
         ranks=_counted(pair.rank for pair in pairs.values()),

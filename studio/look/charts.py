@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from trainers.plot import GRID, INK, PAPER, THICK, WIDTH, enlarged
+from trainers.plot import GRID, INK, PAPER, THICK, WIDTH, enlarged, wrapped
 
 COLOURS = (THICK, "#e0803a", "#3f9e77", "#9a5fb5", "#c94f5d", "#8a7a4c")  # of series, in turn
 FAINT, COLD, HOT = "#8a8f98", "#f4f6f9", "#15508a"
@@ -36,10 +36,12 @@ def bars(
     ticks = _ticks(min([0.0, *finite]), max([0.0, *finite]))
     at = _frame(draw, (0, max(1, len(labels))), ticks, height)
     wide = min(0.8, 0.12 * len(labels)) / len(series)  # few bars needn't be fat
+    font = _font(13 if len(labels) < 17 else 11)
+    widest = max((font.getlength(label) for label in labels), default=0) + 2
+    every = math.ceil(widest * len(labels) / (WIDTH - LEFT - RIGHT)) if len(labels) > 28 else 1  # a name at each n-th
     for k, label in enumerate(labels):
-        draw.text(
-            (at(k + 0.5, 0)[0], height - BOTTOM + 8), label, INK, _font(13 if len(labels) < 17 else 11), anchor="mt"
-        )
+        if k % every == 0:
+            draw.text((at(k + 0.5, 0)[0], height - BOTTOM + 8), label, INK, font, anchor="mt")
         for s, row in enumerate(series.values()):
             if math.isfinite(row[k]):
                 middle = k + 0.5 + (s - (len(series) - 1) / 2) * wide
@@ -156,6 +158,22 @@ def strip(pictures: Sequence[Image.Image], names: Sequence[str], title: str, mos
         x = left + k * (side + gap)
         image.paste(enlarged(picture, side), (x, top))
         draw.text((x + side / 2, top + side + 6), name, INK, _font(13), anchor="mt")
+    return image
+
+
+def lines(texts: Sequence[str], names: Sequence[str], title: str) -> Image.Image:
+    """Texts below each other, each beside its name and broken at words to the width of the paper."""
+    font, gap, top = _font(14), 10, 54
+    left = round(48 + max((font.getlength(name) for name in names), default=0))
+    broken = [wrapped(text, font, WIDTH - left - RIGHT) for text in texts]
+    image, draw = _sheet(top + sum(19 * len(rows) + gap for rows in broken) + 8, title, "", [])
+    y = top
+    for name, rows in zip(names, broken, strict=True):
+        draw.text((left - 16, y), name, FAINT, font, anchor="ra")
+        for row in rows:
+            draw.text((left, y), row, INK, font)
+            y += 19
+        y += gap
     return image
 
 

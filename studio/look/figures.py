@@ -1,5 +1,7 @@
 """What was found out about adapters as sheets to look at: anatomy, conflict, strength; each one PNG.
 
+What a base makes with them is shown as pictures side by side, or as lines of text below each other.
+
 Try it: `stylora anatomy ink.safetensors --out anatomy.png`
 """
 
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from studio.look.anatomy import SHARES, TOTAL, Overlap, Part
-from studio.look.charts import bars, curves, matrix, stacked, strip
+from studio.look.charts import bars, curves, lines, matrix, stacked, strip
 from trainers.lora.blocks import order
 
 if TYPE_CHECKING:  # who draws an anatomy need not wait for diffusers
@@ -20,19 +22,21 @@ if TYPE_CHECKING:  # who draws an anatomy need not wait for diffusers
 
 MOST_COLUMNS = 16  # of the energy table
 Pair = tuple[str, str]
+Made = Sequence[Image.Image | str]  # pictures, or lines of text
 
 
-def anatomy_sheet(name: str, parts: Sequence[Part]) -> Image.Image:
-    """Size of the change, needed rank and kept energy, block by block."""
+def anatomy_sheet(name: str, parts: Sequence[Part], sizes: Mapping[str, Mapping[str, float]] = {}) -> Image.Image:
+    """Size of the change, needed rank and kept energy, block by block; and `sizes` by kind of module, if there are."""
     blocks = [part for part in parts if part.block != TOTAL]
     labels, total = [part.block for part in blocks], parts[-1]
     relative = total.relative is not None
-    sizes = [100 * (part.relative or 0) if relative else part.norm for part in blocks]
+    changes = [100 * (part.relative or 0) if relative else part.norm for part in blocks]
     what = "per cent of the base's weights in the same modules" if relative else "Frobenius norm of the deltas"
     ranks = ranks_shown(total.rank)
     return stacked(
         [
-            bars(labels, sizes, f"{name}: how much it changes each block", what, ".1f" if relative else ".2f"),
+            bars(labels, changes, f"{name}: how much it changes each block", what, ".1f" if relative else ".2f"),
+            *([_kinds_matrix(sizes, what, relative)] if sizes else []),
             bars(
                 labels,
                 {f"{share:.0%} of the energy": [part.needed[share] for part in blocks] for share in SHARES},
@@ -53,6 +57,22 @@ def anatomy_sheet(name: str, parts: Sequence[Part]) -> Image.Image:
     )
 
 
+def _kinds_matrix(sizes: Mapping[str, Mapping[str, float]], what: str, relative: bool) -> Image.Image:
+    """Blocks down, kinds of modules across; the shade is relative to the largest cell that is no sum."""
+    factor = 100 if relative else 1
+    labels = list(sizes[TOTAL])
+    largest = max(size for kind, row in sizes.items() for block, size in row.items() if TOTAL not in (kind, block))
+    return matrix(
+        labels,
+        list(sizes),
+        [[factor * row.get(label, math.nan) for row in sizes.values()] for label in labels],
+        "By kind of module",
+        f"{what}: attention's q, k, v, out, the feed-forward's gate, up, down",
+        ".1f" if relative else ".2f",
+        lambda size: size / (factor * largest or 1),
+    )
+
+
 def ranks_shown(rank: int) -> list[int]:
     """1 … rank, thinned out upwards where these are too many columns."""
     if rank <= MOST_COLUMNS:
@@ -65,15 +85,15 @@ def conflict_sheet(
     names: Sequence[str],
     overlaps: Mapping[Pair, Sequence[Overlap]],
     measured: Mapping[Pair, Disturbance],
-    pictures: Mapping[Pair, Sequence[Image.Image]],
+    made: Mapping[Pair, Made],
 ) -> Image.Image:
     """What was measured on the base, what it looks like (bare, each alone, both), then the overlap per block."""
     several = len(overlaps) > 1
     sheets = [_pairs_sheet(names, measured)] if several and measured else []
     sheets += [] if several else [_pair_sheet(pair, found) for pair, found in measured.items()]
-    for pair, made in pictures.items():
+    for pair, shown in made.items():
         labels = ["bare base", f"{pair[0]} alone", f"{pair[1]} alone", "both"]
-        sheets.append(strip(made, labels, f"{pair[0]} and {pair[1]}: {measured[pair].verdict}"))
+        sheets.append(_made(shown, labels, f"{pair[0]} and {pair[1]}: {measured[pair].verdict}"))
     sheets += [_overlaps_sheet(overlaps)] if several else [_overlap_sheet(*pair) for pair in overlaps.items()]
     return stacked(sheets)
 
@@ -122,25 +142,25 @@ def _overlaps_sheet(overlaps: Mapping[Pair, Sequence[Overlap]]) -> Image.Image:
     return stacked(sheets)
 
 
-def strength_sheet(found: Mapping[str, Strength], pictures: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
-    """Effect by weight with the equal-feel weights ringed; below it what the adapters draw at these weights.
+def strength_sheet(found: Mapping[str, Strength], made: Mapping[str, Made]) -> Image.Image:
+    """Effect by weight with the equal-feel weights ringed; below it what is made with the adapters at these weights.
 
-    `pictures` has one for each weight and, where there is an equal-feel weight, one more for that.
+    `made` has one for each weight and, where there is an equal-feel weight, one more for that.
     """
-    reference = next(iter(found.values())).reference
+    one = next(iter(found.values()))
+    over = "the places of the texts" if one.nats else "prompts and timesteps"
     chart = curves(
-        {name: list(zip(one.weights, one.effects, strict=True)) for name, one in found.items()},
+        {name: list(zip(s.weights, s.effects, strict=True)) for name, s in found.items()},
         "How strongly a weight acts",
-        "change of the base's prediction, relative to the bare base; mean over prompts and timesteps",
+        f"change of the base's prediction, relative to the bare base; mean over {over}",
         "weight",
-        (reference, f"equal feel: effect {reference:g}"),
-        {name: (one.equal_feel, reference) for name, one in found.items() if one.equal_feel is not None},
+        (one.reference, f"equal feel: effect {one.reference:g}"),
+        {name: (s.equal_feel, one.reference) for name, s in found.items() if s.equal_feel is not None},
     )
-    return stacked([chart, *(_weights_strip(name, found[name], made) for name, made in pictures.items())])
+    return stacked([chart, *(_made(shown, found[name].labels, f"{name} by weight") for name, shown in made.items())])
 
 
-def _weights_strip(name: str, found: Strength, pictures: Sequence[Image.Image]) -> Image.Image:
-    labels = [f"{weight:g}" for weight in found.weights]
-    if found.equal_feel is None:
-        return strip(pictures, labels, f"{name} by weight")
-    return strip(pictures, [*labels, f"equal feel: {found.equal_feel:.2f}"], f"{name} by weight")
+def _made(shown: Made, labels: Sequence[str], title: str) -> Image.Image:
+    texts = [one for one in shown if isinstance(one, str)]
+    pictures = [one for one in shown if not isinstance(one, str)]
+    return lines(texts, labels, title) if texts else strip(pictures, labels, title)

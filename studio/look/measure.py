@@ -1,72 +1,101 @@
 """What adapters do to a base, measured on its own predictions through the rack: strength of one, disturbance of two.
 
-Probes are noisy latents from the bare base's own way to a picture. Every probe is asked once per cell (weights of the
-adapters) in one batch, text encoder included, so that what differs is the adapters alone. Formulas: docs/methods.md.
+A base is asked at probes; every probe is asked once per cell (weights of the adapters), all cells in one batch, so that
+what differs is the adapters alone. What is asked and what is answered differs between pictures (measure_pictures) and
+text (measure_text); the measures are the same. Formulas: docs/methods.md.
 
-Try it: `stylora strength ink.safetensors --base tiny-sd`, `stylora conflict ink.safetensors neon.safetensors`
+Try it: `stylora strength ink.safetensors --base tiny-sd`, `stylora conflict pirate herald --base tiny-lm`
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from trainers import bases, devices
+from trainers.bases import Kind
 from trainers.errors import AdapterError, ConfigError
-from trainers.families.stable_diffusion import StableDiffusion
 from trainers.lora.adapter import Adapter
-from trainers.lora.files import write_whole
+from trainers.lora.family import is_text
+from trainers.lora.files import parts_on_disk, write_whole
+from trainers.lora.formats.names import CONFIG_FILE
 from trainers.lora.gains import Gain
 from trainers.lora.rack import Gains, Rack
 
-PROMPTS = (
-    "a red house", "a blue boat at night", "a green tree in a meadow", "a white cat", "a pink bird in the desert",
-    "an orange flower by the sea", "a yellow cup in the snow", "a purple fish",
-)  # fmt: skip
-STEPS = 10  # of the bare base's way from noise to a picture
-PLACES = (2, 5, 8)  # the steps of it at which latents are kept: layout, shapes, details
-MOST_PLACES = 16 * 64 * 64  # rows x height x width of the latents in one batch: eight pictures of SD 1.5 with guidance
-MOST_AT_ONCE = 8  # pictures sampled as one batch
-PICTURE_STEPS = 20
 ADDS_UP = 0.25  # a disturbance up to here is nothing to speak of
-REFERENCE = 0.2  # the effect at which weights feel equal, see docs/methods.md
 EQUAL_FEEL = "stylora.equal_feel"  # header entry
 
 
-def on_base(
-    base: str, adapters: Mapping[str, Adapter], device: str = "auto"
-) -> tuple[StableDiffusion, Rack, list[str]]:
-    """(the base, a rack with the adapters in it, their keys). AdapterError: everything that doesn't fit, by name."""
-    machine = devices.machine(device)
-    family = StableDiffusion(bases.find(base), device=machine.device, dtype=machine.frozen_dtype)
-    rack, keys, faults = Rack(family.parts()), list[str](), list[str]()
+class Probes(Protocol):
+    """What a base is asked; an answer is a vector of D numbers."""
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """K names of places: probe n is of place n % K. () where the probes have none."""
+
+    @property
+    def logits(self) -> bool:
+        """An answer holds a logit for each token: it is a distribution, too."""
+
+    def answers(self, cells: Sequence[Gains]) -> Iterator[Tensor]:
+        """(probes, cells, D) in float64 on the CPU, in pieces, always in the same order."""
+
+
+class Base(Protocol):
+    """A base of either kind with a rack around it."""
+
+    kind: Kind
+    rack: Rack
+    prompts: tuple[str, ...]  # those that come with the code
+    reference: float  # the effect at which weights feel equal, see docs/methods.md
+
+    def digest(self) -> str:
+        """sha256 of the part that was asked."""
+
+    def probes(self, prompts: Sequence[str]) -> Probes:
+        """What the bare base is used to, from these prompts on; always the same."""
+
+    def show(self, cells: Sequence[Gains], prompt: str) -> list[Any]:
+        """What is made of one prompt in each cell: pictures, or lines of text."""
+
+
+def on_base(base: str, adapters: Mapping[str, Adapter], device: str = "auto") -> tuple[Base, list[str]]:
+    """(the base with the adapters in its rack, their keys). AdapterError: everything that doesn't fit, by name."""
+    opened = _opened(base, device)
+    keys, faults = list[str](), list[str]()
     for name, adapter in adapters.items():
+        if is_text(adapter.pairs) != (opened.kind == "text"):
+            faults.append(f"{name}: is an adapter for {'text' if is_text(adapter.pairs) else 'pictures'}")
+            continue
         try:
-            keys.append(rack.add(adapter))
+            keys.append(opened.rack.add(adapter))
         except AdapterError as error:
             faults += [f"{name}: {fault}" for fault in error.faults or [error.what]]
     if faults:
         step = "name the base they were trained on with --base; `stylora check FILE --base …` tells how much fits"
         raise AdapterError(f"adapters don't fit the base {base}", faults, step)
-    return family, rack, keys
+    return opened, keys
 
 
-@dataclass(frozen=True)
-class Probes:
-    """P prompts at K timesteps each: what the base is asked."""
+def _opened(base: str, device: str) -> Base:
+    machine, folder = devices.machine(device), bases.find(base)
+    if bases.kind_of(folder) == "text":
+        from studio.look.measure_text import Texts
+        from trainers.families.causal_lm import CausalLM
 
-    prompts: tuple[str, ...]
-    ids: Tensor  # (P, T)
-    timesteps: Tensor  # (K,)
-    latents: Tensor  # (P, K, C, h, w), noisy
+        return Texts(CausalLM(folder, device=machine.device, dtype=machine.frozen_dtype))
+    from studio.look.measure_pictures import Pictures
+    from trainers.families.stable_diffusion import StableDiffusion
+
+    return Pictures(StableDiffusion(folder, device=machine.device, dtype=machine.frozen_dtype))
 
 
 def with_triggers(prompts: Sequence[str], triggers: Sequence[str]) -> tuple[str, ...]:
@@ -75,54 +104,6 @@ def with_triggers(prompts: Sequence[str], triggers: Sequence[str]) -> tuple[str,
         ", ".join([prompt, *(word for word in dict.fromkeys(triggers) if word and word not in prompt)])
         for prompt in prompts
     )
-
-
-@torch.no_grad()
-def probes(family: StableDiffusion, rack: Rack, prompts: Sequence[str] = PROMPTS, seed: int = 0) -> Probes:
-    """Latents on the bare base's own DDIM path (Song et al. 2021, eq. 12, no noise added), prompt k from seed + k."""
-    rack.set([{}])
-    ids = family.tokens(prompts).to(family.device)
-    unet = family.part("unet")
-    alphas = family.noise.alphas_cumprod.double()
-    stops = [len(alphas) * (STEPS - k) // STEPS - 1 for k in range(STEPS)]
-    shape = unet.config.in_channels, unet.config.sample_size, unet.config.sample_size
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + k)) for k in range(len(prompts))]
-    x = torch.stack(noise).to(family.device)  # (P, C, h, w)
-    kept = []
-    with family.autocast():
-        states = family.part("text_encoder")(ids).last_hidden_state
-        for k, t in enumerate(stops[: max(PLACES) + 1]):
-            if k in PLACES:
-                kept.append(x)
-            said = unet(x.to(family.dtype), t, states).sample.to(x.dtype)
-            x = _ddim(x, said, float(alphas[t]), float(alphas[stops[k + 1]]), family.prediction)
-    timesteps = torch.tensor([stops[k] for k in PLACES], device=family.device)
-    return Probes(tuple(prompts), ids, timesteps, torch.stack(kept, 1))
-
-
-def _ddim(x: Tensor, said: Tensor, now: float, then: float, prediction: str) -> Tensor:
-    """x at signal power `then` from x at `now` and what the model says of it."""
-    signal, spread = math.sqrt(now), math.sqrt(1 - now)
-    noise = said if prediction == "epsilon" else signal * said + spread * x
-    picture = (x - spread * said) / signal if prediction == "epsilon" else signal * x - spread * said
-    return math.sqrt(then) * picture + math.sqrt(1 - then) * noise
-
-
-@torch.no_grad()
-def predictions(family: StableDiffusion, rack: Rack, asked: Probes, cells: Sequence[Gains]) -> Tensor:
-    """(P * K, cells, C * h * w) in float64 on the CPU: cells of a probe in one batch, with as many probes as fit."""
-    n, (p, k) = len(cells), asked.latents.shape[:2]
-    rack.set(cells)
-    unet, found = family.part("unet"), []
-    with family.autocast():
-        states = family.part("text_encoder")(asked.ids.repeat_interleave(n, 0)).last_hidden_state  # (P * n, T, width)
-        states = states.unflatten(0, (p, 1, n)).expand(p, k, n, *states.shape[1:]).flatten(0, 1)  # (P * K, n, T, width)
-        latents = asked.latents.flatten(0, 1).to(family.dtype)
-        timesteps = asked.timesteps.repeat(p)
-        for rows in torch.arange(p * k).split(max(1, MOST_PLACES // (n * asked.latents[0, 0, 0].numel()))):
-            x, t = latents[rows].repeat_interleave(n, 0), timesteps[rows].repeat_interleave(n)
-            found.append(unet(x, t, states[rows].flatten(0, 1)).sample.double().cpu().unflatten(0, (-1, n)))
-    return torch.cat(found).flatten(2)
 
 
 # --- strength --------------------------------------------------------------------------------------------------------
@@ -136,22 +117,44 @@ class Strength:
     effects: tuple[float, ...]
     reference: float
     equal_feel: float | None
+    nats: tuple[float, ...] | None = None  # of text: KL divergence from the bare base, in nats per token
+
+    @property
+    def worth_a_look(self) -> list[float]:
+        """The weights, and the equal-feel one after them."""
+        return [*self.weights, *([] if self.equal_feel is None else [self.equal_feel])]
+
+    @property
+    def labels(self) -> list[str]:
+        """What these are called."""
+        feel = [] if self.equal_feel is None else [f"equal feel: {self.equal_feel:.2f}"]
+        return [*(f"{weight:g}" for weight in self.weights), *feel]
 
 
-def strength(
-    family: StableDiffusion, rack: Rack, asked: Probes, key: str, weights: Sequence[float], reference: float = REFERENCE
-) -> Strength:
-    """Effect at w: ||f(w) - f(0)|| / ||f(0)||, mean over the probes; f is the UNet's prediction."""
-    said = predictions(family, rack, asked, [{}, *({key: Gain(weight)} for weight in weights)])
-    effects = tuple(_effects(said)[1:].tolist())
-    return Strength(tuple(weights), effects, reference, equal_feel(weights, effects, reference))
+def strength(asked: Probes, key: str, weights: Sequence[float], reference: float) -> Strength:
+    """Effect at w: ||f(w) - f(0)|| / ||f(0)||, mean over the probes; f is the base's answer."""
+    cells: list[Gains] = [{}, *({key: Gain(weight)} for weight in weights)]
+    effects, nats = [], []
+    for said in asked.answers(cells):
+        effects.append(_effects(said))
+        nats += [divergence(said)] if asked.logits else []
+    found = tuple(torch.cat(effects).mean(0)[1:].tolist())
+    apart = tuple(torch.cat(nats).mean(0)[1:].tolist()) if nats else None
+    return Strength(tuple(weights), found, reference, equal_feel(weights, found, reference), apart)
 
 
 def _effects(said: Tensor) -> Tensor:
-    """(cells,): the mean over the probes of each cell's distance from cell 0, relative to cell 0."""
+    """(N, cells, D) -> (N, cells): each cell's distance from cell 0, relative to cell 0."""
     bare = said[:, :1]
     each: Tensor = (said - bare).norm(dim=2) / bare.norm(dim=2)
-    return each.mean(0)
+    return each
+
+
+def divergence(said: Tensor) -> Tensor:
+    """(N, cells, V) logits -> (N, cells): sum p ln(p / p_0) of each cell's distribution from cell 0's, in nats."""
+    logs = said.log_softmax(2)
+    each: Tensor = (logs.exp() * (logs - logs[:, :1])).sum(2)
+    return each
 
 
 def equal_feel(weights: Sequence[float], effects: Sequence[float], reference: float) -> float | None:
@@ -165,18 +168,6 @@ def equal_feel(weights: Sequence[float], effects: Sequence[float], reference: fl
     return None
 
 
-def pictures_of(
-    family: StableDiffusion, rack: Rack, cells: Sequence[Gains], prompt: str, seed: int = 0
-) -> list[Image.Image]:
-    """The same picture in every cell, in batches of MOST_AT_ONCE: what the numbers look like."""
-    made: list[Image.Image] = []
-    for first in range(0, len(cells), MOST_AT_ONCE):
-        part = cells[first : first + MOST_AT_ONCE]
-        rack.set(part)
-        made += family.sample([prompt] * len(part), [seed] * len(part), steps=PICTURE_STEPS)
-    return made
-
-
 # --- disturbance -----------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +179,8 @@ class Disturbance:
     alone: tuple[float, float]  # the same of each adapter and itself, both at half weight: how much it bends alone
     agreement: float  # cosine of the two effects: 1 they push the same way, 0 apart, -1 against each other
     effects: tuple[float, float, float]  # of one, the other, both, relative to f(0)
-    by_timestep: dict[int, float]  # timestep -> share
+    by_timestep: dict[int, float]  # timestep -> share; of pictures alone
+    nats: tuple[float, float, float] | None = None  # of text: KL divergences of one, the other, both from the base
 
     @property
     def verdict(self) -> str:
@@ -200,27 +192,43 @@ class Disturbance:
         return "they disturb each other more than either bends itself"
 
 
-def disturbance(
-    family: StableDiffusion, rack: Rack, asked: Probes, one: tuple[str, Gain], other: tuple[str, Gain]
-) -> Disturbance:
+def disturbance(asked: Probes, one: tuple[str, Gain], other: tuple[str, Gain]) -> Disturbance:
     """Two different adapters (key, gain), measured as six cells of one batch: none, each, both, and each at half."""
     gains = dict([one, other])
     if len(gains) < 2:
         raise ValueError("one adapter twice")
     each = [{key: gain} for key, gain in gains.items()]
     half = [{key: halved(gain)} for key, gain in gains.items()]
-    said = predictions(family, rack, asked, [{}, *each, gains, *half])
-    bare, *changed = said.unbind(1)
-    a, b, both, half_a, half_b = (value - bare for value in changed)  # effects, each (P * K, C * h * w)
-    times = [int(t) for t in asked.timesteps]
-    rest, size = both - a - b, float(a.norm() * b.norm())
+    squares, effects, nats = [], [], []
+    for said in asked.answers([{}, *each, gains, *half]):
+        squares.append(_squares(said))
+        effects.append(_effects(said)[:, 1:4])
+        nats += [divergence(said)[:, 1:4]] if asked.logits else []
+    table = torch.cat(squares)  # (N, 7)
+    rest, both, bent_a, a, bent_b, b, product = table.sum(0).tolist()
+    k = len(asked.places)
     return Disturbance(
         _ratio(rest, both),
-        (_ratio(a - 2 * half_a, a), _ratio(b - 2 * half_b, b)),
-        float((a * b).sum()) / size if size else 0.0,
-        (*_effects(said)[1:4].tolist(),),
-        {t: _ratio(rest[k :: len(times)], both[k :: len(times)]) for k, t in enumerate(times)},
+        (_ratio(bent_a, a), _ratio(bent_b, b)),
+        product / math.sqrt(a * b) if a and b else 0.0,
+        _three(effects),
+        {place: _ratio(*table[n::k, :2].sum(0).tolist()) for n, place in enumerate(asked.places)},
+        _three(nats) if nats else None,
     )
+
+
+def _squares(said: Tensor) -> Tensor:
+    """(N, 6 cells, D) -> (N, 7): of each probe what `disturbance` adds up, squared norms and one product."""
+    bare, *changed = said.unbind(1)
+    a, b, both, half_a, half_b = (value - bare for value in changed)  # effects, each (N, D)
+    parts = (both - a - b, both, a - 2 * half_a, a, b - 2 * half_b, b)
+    return torch.stack([*(part.square().sum(1) for part in parts), (a * b).sum(1)], 1)
+
+
+def _three(pieces: Sequence[Tensor]) -> tuple[float, float, float]:
+    """The means over the probes of three cells."""
+    one, other, both = torch.cat(list(pieces)).mean(0).tolist()
+    return one, other, both
 
 
 def halved(gain: Gain) -> Gain:
@@ -228,20 +236,18 @@ def halved(gain: Gain) -> Gain:
     return replace(gain, weight=gain.weight / 2, text_encoder=encoder)
 
 
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    """||part|| / ||whole||; 0 where both are nothing, infinite where only the whole is."""
-    if bool(whole.any()):
-        return float(part.norm() / whole.norm())
-    return math.inf if bool(part.any()) else 0.0
+def _ratio(part: float, whole: float) -> float:
+    """||part|| / ||whole|| from their squares; 0 where both are nothing, infinite where only the whole is."""
+    return math.sqrt(part / whole) if whole else (math.inf if part else 0.0)
 
 
 # --- words and files -------------------------------------------------------------------------------------------------
 
 
 def read_prompts(path: Path | None) -> tuple[str, ...]:
-    """A text file's lines that aren't empty; PROMPTS without one. Raises ConfigError."""
+    """A text file's lines that aren't empty; none where there is no file: the base's own serve. Raises ConfigError."""
     if path is None:
-        return PROMPTS
+        return ()
     try:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -263,7 +269,16 @@ def rising(weights: Sequence[float]) -> tuple[float, ...]:
 
 
 def with_metadata(path: Path, entries: Mapping[str, str]) -> None:
-    """Put entries into a safetensors file's header; every other byte stays. AdapterError: nothing was written."""
+    """Put entries into the header of a safetensors file, or of each in a PEFT folder; every other byte stays.
+
+    AdapterError: nothing was written of the file that it names.
+    """
+    for file in parts_on_disk(path):
+        if file.name != CONFIG_FILE:
+            _with_entries(file, entries)
+
+
+def _with_entries(path: Path, entries: Mapping[str, str]) -> None:
     try:
         data = path.read_bytes()
     except OSError as error:

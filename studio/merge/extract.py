@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from studio.merge.weights import Weights, is_layer, open_base
 from trainers.batches import generator_for
 from trainers.errors import BaseError, ConfigError
-from trainers.lora.adapter import Adapter, AdapterInfo
+from trainers.lora.adapter import Adapter, AdapterInfo, components
 from trainers.lora.algebra import rank_for
 from trainers.lora.blocks import block_of, order
 from trainers.lora.family import family_of
@@ -37,6 +37,7 @@ MOST_LONE = 0.1  # share of modules that only one model may have (a layer that i
 VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}  # family -> kohya's word for it
 ALL = "all"
 TARGETS = ("attention", "attention+ff", "all-linear", ALL)
+TABLES = ("embed_tokens.weight", "wte.weight")  # language models' words for their tokens' embeddings
 ENTRY = "stylora.extract"  # the header entry
 
 
@@ -67,6 +68,11 @@ class Extracted:
     left_out: dict[str, float] = field(default_factory=dict)  # component.name -> energy
     lone: dict[str, float] = field(default_factory=dict)  # tensors that only one of the two has -> their own energy
     absent: list[str] = field(default_factory=list)  # components that only one of the two has at all
+
+    @property
+    def text(self) -> bool:
+        """Is it a language model's?"""
+        return "model" in components(self.adapter)
 
     @property
     def energy(self) -> float:
@@ -208,7 +214,7 @@ def _flat(shape: Shape) -> Shape:
 
 def _longer_table(name: str, one: Shape, other: Shape) -> bool:
     """Embeddings for more tokens in one model than in the other."""
-    return "embeddings." in name and len(one) == len(other) == 2 and one[1] == other[1]
+    return ("embeddings." in name or name.endswith(TABLES)) and len(one) == len(other) == 2 and one[1] == other[1]
 
 
 def _lone(one: Weights, other: Weights) -> tuple[dict[str, float], list[str]]:
@@ -273,7 +279,7 @@ def _kind(name: str, rest: str) -> str:
         return "the VAE"
     if "norm" in name or name.endswith(".bias"):
         return "norms and biases"
-    return "embeddings" if ".embeddings." in name else rest
+    return "embeddings" if ".embeddings." in name or name.endswith(TABLES) else rest
 
 
 def _metadata(found: Extracted, tuned: str, base: str, rank: int, shapes: Mapping[str, Shape]) -> dict[str, str]:
@@ -285,6 +291,8 @@ def _metadata(found: Extracted, tuned: str, base: str, rank: int, shapes: Mappin
         "left_out": found.left_out, "lone": found.lone, "absent": found.absent,
     }  # fmt: skip
     most = max(one.rank for one in found.modules)
+    if found.text:
+        return {"stylora.kind": "text", "stylora.base": Path(base).name, ENTRY: json.dumps(facts, sort_keys=True)}
     version = VERSIONS.get(family_of(shapes), "sd_v1")
     kohya = kohya_metadata(base_version=version, rank=most, alpha=most, base_name=Path(base).name)
     return {**kohya, ENTRY: json.dumps(facts, sort_keys=True)}

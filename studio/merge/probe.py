@@ -1,77 +1,62 @@
-"""What a model answers to a fixed question: text states and UNet predictions on seeded latents, in float32 on the CPU.
+"""What a model answers to a fixed question, in float32 on the CPU; what is asked is up to what the model makes.
 
-Two models that answer alike are alike for a picture's purposes. `fresh` asks a model on disk in a process of its own:
-`python -m studio.merge.probe MODEL PROBE.safetensors ANSWERS.safetensors [SETTINGS]`
+Two models that answer alike are alike for a person's purposes. `fresh` asks a model on disk in a process of its own:
+`python -m studio.merge.probe MODEL QUESTION.json ANSWERS.safetensors [SETTINGS]`
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainers.batches import generator_for
+from studio.merge import probe_pictures, probe_text
+from studio.merge.probe_pictures import PictureProbe
+from studio.merge.probe_text import TextProbe
+from trainers.bases import kind_of
 from trainers.errors import RunError, StyloraError
-from trainers.families.stable_diffusion import StableDiffusion
 from trainers.unpack import Settings, read_settings, unpack
 
-PROMPT = "a red house by the sea at night"
-PLACES = (0.9, 0.5, 0.1)  # of the noise schedule: nearly all noise, half way, nearly none
-SIDE = 16  # of the latents; the UNet is convolutional, so a small side asks every weight too
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = re.compile(r"(\w+/)?[\w-]+(\.[\w-]+)*\.(json|txt)")  # model_index.json, unet/config.json …
-Answers = dict[str, Tensor]  # "text": (P, T, width), "unet": (P * places, C, side, side)
+Answers = dict[str, Tensor]  # "text", "unet" of pictures, "logits" of text: see what each probe's `ask` gives
+Probe = PictureProbe | TextProbe
 
 
-@dataclass(frozen=True)
-class Probe:
-    """The question: token ids, timesteps, and the seed of the latents. It is asked in float32 on the CPU."""
-
-    ids: Tensor  # (P, T) int64
-    timesteps: tuple[int, ...]
-    seed: int = 0
-
-    def latents(self, channels: int) -> Tensor:
-        """(C, SIDE, SIDE) of standard noise for each (prompt, timestep): (P * len(timesteps), C, SIDE, SIDE)."""
-        shape = (len(self.ids) * len(self.timesteps), channels, SIDE, SIDE)
-        return torch.randn(shape, generator=generator_for(self.seed, 0, 0, "probe"))
+def probe_for(family: Any, words: str = "") -> Probe:
+    """The question to a base; `words` are the adapters' own."""
+    if kind_of(family.folder) == "text":
+        return probe_text.probe_for(family, words)
+    return probe_pictures.probe_for(family, words)
 
 
-def probe_for(family: StableDiffusion, words: str = "") -> Probe:
-    """Two prompts (one with the adapters' trigger words, and the empty one) at three timesteps."""
-    most = family.noise.config.num_train_timesteps
-    prompts = [f"{PROMPT}, {words}" if words else PROMPT, ""]
-    return Probe(family.tokens(prompts), tuple(int(place * most) for place in PLACES))
+def from_data(data: dict[str, Any]) -> Probe:
+    """The reverse of a probe's `data`. KeyError, TypeError, ValueError: it is none."""
+    return probe_text.from_data(data) if "rows" in data else probe_pictures.from_data(data)
 
 
 @torch.no_grad()
-def answers(family: StableDiffusion, probe: Probe) -> Answers:
+def answers(family: Any, probe: Probe) -> Answers:
     """What the models of a family say now, hooks and all."""
-    unet = family.part("unet")
-    text: Tensor = family.part("text_encoder")(probe.ids).last_hidden_state
-    latents = probe.latents(unet.config.in_channels)
-    steps = torch.tensor(probe.timesteps).repeat(len(text))
-    context = text.repeat_interleave(len(probe.timesteps), 0)
-    return {"text": text, "unet": unet(latents, steps, context).sample}
+    return probe.ask(family)
 
 
 def fresh(model: Path, probe: Probe, settings: Mapping[str, bytes] | None = None) -> Answers:
     """The answers of a model loaded from disk in a new process; a single file needs `settings`. Raises RunError."""
     with tempfile.TemporaryDirectory(prefix="stylora-") as name:
         folder = Path(name)
-        question, said, small = folder / "probe.safetensors", folder / "answers.safetensors", folder / "settings"
-        save_file(
-            {"ids": probe.ids, "timesteps": torch.tensor(probe.timesteps), "seed": torch.tensor(probe.seed)}, question
-        )
+        question, said, small = folder / "question.json", folder / "answers.safetensors", folder / "settings"
+        question.write_text(json.dumps(probe.data()))
         _write(settings or {}, small)
         command = [sys.executable, "-m", "studio.merge.probe", *map(str, (model, question, said, small))]
         paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -81,8 +66,14 @@ def fresh(model: Path, probe: Probe, settings: Mapping[str, bytes] | None = None
         return load_file(said)
 
 
-def family_of(model: Path, settings: Mapping[str, bytes], folder: Path) -> StableDiffusion:
+def family_of(model: Path, settings: Mapping[str, bytes], folder: Path) -> Any:
     """A model in float32 on the CPU; a single file is unpacked into `folder` first."""
+    if model.is_dir() and kind_of(model) == "text":
+        from trainers.families.causal_lm import CausalLM  # each of the two libraries takes seconds
+
+        return CausalLM(model, device="cpu", dtype=torch.float32)
+    from trainers.families.stable_diffusion import StableDiffusion
+
     if model.is_file():
         unpack(model, settings, folder, ("unet", "text_encoder"))
         model = folder
@@ -100,8 +91,7 @@ def _write(settings: Mapping[str, bytes], folder: Path) -> None:
 
 def main(model: str, question: str, said: str, settings: str) -> None:
     """The fresh process: read the question, load the model, write its answers."""
-    asked = load_file(question)
-    probe = Probe(asked["ids"], tuple(asked["timesteps"].tolist()), int(asked["seed"]))
+    probe = from_data(json.loads(Path(question).read_text()))
     small: Settings = read_settings(Path(settings)) if Path(model).is_file() else {}
     try:
         family = family_of(Path(model), small, Path(said).parent / "unpacked")

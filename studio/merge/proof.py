@@ -80,7 +80,7 @@ def prove(base: Weights, made: Weights, parts: Sequence[Part], dtype: str = "") 
     for old, new in ((old, new) for old, new in pairs if new):
         for key in old.entries:
             names = inside.get((old.path, key), [])
-            if wanted.keys().isdisjoint(names):
+            if wanted.keys().isdisjoint(names) and not any(base.tensors[name].through for name in names):
                 others.append((key, _same_bytes(old, new, key)))
                 continue
             for name in names:  # several where query, key and value are fused; then some of them may stay

@@ -20,21 +20,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.merge.probe import Answers, Probe, fresh
-from studio.merge.rewrite import STALE, UNIT, metadata_of
+from studio.merge.contents import FILE, contents, differences
+from studio.merge.likeness import Likeness, kl_bound, likeliest, likeness, likeness_to
+from studio.merge.probe import Answers, Probe, fresh, from_data
+from studio.merge.rewrite import UNIT, metadata_of
 from studio.merge.weights import Weights, open_base
 from trainers import tensorfile
-from trainers.digests import digest_of_file
 from trainers.errors import BaseError, RunError
 from trainers.lora.files import raw
-from trainers.tensorfile import TensorFile
 
-FILE, ENTRY = "stylora_receipt.json", "stylora.receipt"
+ENTRY = "stylora.receipt"
 FLOOR = 1e-4  # two ways of adding up in float32, on any two machines
-ROUNDINGS = 8  # how many roundings of the weights the outputs may be off by
+ROUNDINGS = {"logits": 16}  # how many roundings of the weights an answer may be off by; of any other:
+OTHERS = 8
 KEPT = 2048  # numbers of each answer that the receipt keeps
-READ = (*STALE, ".json", ".txt", ".model", ".py")  # files of a folder that change what is loaded
-SHORT = 16  # hexadecimal digits by which the receipt knows a single tensor, to be able to name it
+DEQUANTISED = "dequantised"  # the base that adapters of a quantised run may have been merged onto
+LOGITS = "logits"  # the answer of language models
 Receipt = dict[str, Any]
 Ask = Callable[[Path, Probe, Mapping[str, bytes]], Answers]
 
@@ -43,7 +44,7 @@ Ask = Callable[[Path, Probe, Mapping[str, bytes]], Answers]
 class Compared:
     """One kind of answer, live against merged: absolute numbers, and the bound relative to `scale`."""
 
-    what: str  # text, unet
+    what: str  # text, unet; logits of language models
     error: float  # max |live - merged|
     scale: float  # max |live|
     effect: float  # max |live - base|: what the adapters do
@@ -67,21 +68,41 @@ class Compared:
         return []
 
 
-def bound_of(dtype: str) -> float:
+def bound_of(dtype: str, what: str = "") -> float:
     """The largest error allowed, relative to the largest output, where weights are stored in `dtype` (F16, BF16 …)."""
-    return FLOOR + ROUNDINGS * UNIT[dtype]
+    return FLOOR + ROUNDINGS.get(what, OTHERS) * UNIT[dtype]
 
 
 def compare(live: Answers, bare: Answers, merged: Answers, dtype: str) -> list[Compared]:
     """Each kind of answer of the rack against the merged model's; `bare` are those of the base alone."""
     return [
-        Compared(what, _largest(said - merged[what]), _largest(said), _largest(said - bare[what]), bound_of(dtype))
+        Compared(
+            what, _largest(said - merged[what]), _largest(said), _largest(said - bare[what]), bound_of(dtype, what)
+        )
         for what, said in sorted(live.items())
     ]
 
 
 def _largest(values: Tensor) -> float:
     return float(values.abs().max())
+
+
+def next_token(live: Answers, merged: Answers) -> Likeness | None:
+    """Of language models: how near another's next-token distributions are to the rack's."""
+    return likeness(live[LOGITS], merged[LOGITS]) if LOGITS in live else None
+
+
+def limit(compared: Sequence[Compared]) -> float:
+    """Of language models: the largest KL divergence that the bound on the logits allows."""
+    return max((kl_bound(one.bound * one.scale) for one in compared if one.what == LOGITS), default=0.0)
+
+
+def faults_of(compared: Sequence[Compared], like: Likeness | None) -> list[str]:
+    """Everything that is over its bound."""
+    faults = [fault for one in compared for fault in one.faults()]
+    if like and not like.kl_max <= limit(compared):
+        faults.append(f"next token: KL {like.kl_max:.2e} nats, the bound is {limit(compared):.2e}")
+    return faults
 
 
 def shares(compared: Sequence[Compared]) -> list[tuple[str, str, str, str, str]]:
@@ -96,8 +117,12 @@ def shares(compared: Sequence[Compared]) -> list[tuple[str, str, str, str, str]]
 
 
 def kept(answers: Answers) -> dict[str, str]:
-    """About KEPT numbers of each answer, evenly spread, as base64 of float32."""
-    return {what: base64.b64encode(bytes(raw(_spread(said)))).decode() for what, said in answers.items()}
+    """About KEPT numbers of each answer, evenly spread, as base64 of float32; of logits the likeliest tokens too."""
+    tables = likeliest(answers[LOGITS]) if LOGITS in answers else {}
+    numbers = {what: _spread(said) for what, said in answers.items()} | {
+        what: table.float().contiguous() for what, table in tables.items()
+    }
+    return {what: base64.b64encode(bytes(raw(table))).decode() for what, table in numbers.items()}
 
 
 def _spread(said: Tensor) -> Tensor:
@@ -111,56 +136,6 @@ def unkept(texts: Mapping[str, str]) -> Answers:
         what: torch.frombuffer(bytearray(base64.b64decode(text, validate=True)), dtype=torch.float32)
         for what, text in texts.items()
     }
-
-
-def contents(model: Weights) -> dict[str, dict[str, str]]:
-    """Digests of all that is read: {"files": {name: sha256}, "tensors": {weight file: short digests in order}}."""
-    found: dict[str, dict[str, str]] = {"files": {}, "tensors": {}}
-    weights = {file.path: file for file in model.files}
-    for path in [model.root] if model.single_file else sorted(model.root.rglob("*")):
-        name = "" if model.single_file else path.relative_to(model.root).as_posix()
-        if path in weights:
-            found["files"][name], found["tensors"][name] = tensor_digests(weights[path])
-        elif path.is_file() and path.suffix in READ and name != FILE:
-            found["files"][name] = digest_of_file(path)
-    return found
-
-
-def tensor_digests(file: TensorFile) -> tuple[str, str]:
-    """(sha256 over every tensor's name, dtype, shape and bytes; SHORT digits for each tensor, in their order)."""
-    total, short = hashlib.sha256(), []
-    for key, entry in file.entries.items():
-        one = hashlib.sha256()
-        for piece in file.pieces(key):
-            one.update(piece)
-        total.update(f"{json.dumps(key)} {entry.dtype} {list(entry.shape)} {one.hexdigest()}\n".encode())
-        short.append(one.hexdigest()[:SHORT])
-    return total.hexdigest(), "".join(short)
-
-
-def differences(then: Mapping[str, Mapping[str, str]], model: Weights) -> list[str]:
-    """Each file that is gone, new or changed since, and which of its tensors."""
-    now = contents(model)
-    entries = {
-        ("" if model.single_file else f.path.relative_to(model.root).as_posix()): list(f.entries) for f in model.files
-    }
-    faults = []
-    for name in sorted(then["files"].keys() | now["files"].keys()):
-        shown = name or model.root.name
-        if name not in now["files"]:
-            faults.append(f"{shown} is gone")
-        elif name not in then["files"]:
-            faults.append(f"{shown} is new")
-        elif then["files"][name] != now["files"][name]:
-            old, new = (_cut(side["tensors"].get(name, "")) for side in (then, now))
-            changed = [key for key, a, b in zip(entries.get(name, []), old, new, strict=False) if a != b]
-            tensors = f" in {', '.join(changed[:3])}{', …' if len(changed) > 3 else ''}" if changed else ""
-            faults.append(f"{shown} has changed{tensors}")
-    return faults
-
-
-def _cut(text: str) -> list[str]:
-    return [text[k : k + SHORT] for k in range(0, len(text), SHORT)]
 
 
 # --- the record ------------------------------------------------------------------------------------------------------
@@ -212,20 +187,28 @@ def read(model: Weights) -> Receipt:
     raise RunError(f"{model.root}: its receipt was changed", next_step="merge it again")
 
 
-def record(probe: Probe, live: Answers, compared: Sequence[Compared], settings: Mapping[str, bytes]) -> Receipt:
+def record(
+    probe: Probe,
+    live: Answers,
+    compared: Sequence[Compared],
+    settings: Mapping[str, bytes],
+    like: Likeness | None = None,
+) -> Receipt:
     """The part of a receipt that verifying needs: question, answers, what they were compared to, settings."""
     return {
-        "probe": {"ids": probe.ids.tolist(), "timesteps": list(probe.timesteps), "seed": probe.seed},
+        "probe": probe.data(),
         "answers": kept(live),
         "compared": [asdict(one) for one in compared],
         "settings": {name: data.decode() for name, data in settings.items() if not name.startswith("tokenizer/")},
+        **({"next_token": like.facts() | {"kl_bound": limit(compared)}} if like else {}),
     }
 
 
-def verify(path: Path, ask: Ask = fresh) -> tuple[Receipt, list[Compared]]:
+def verify(path: Path, ask: Ask = fresh) -> tuple[Receipt, list[Compared], Likeness | None]:
     """Prove a merged model again, from it alone: every byte by its digest, its answers by asking in a fresh process.
 
-    Gives the receipt, and today's answers against the rack's when it was merged. Raises RunError: what differs.
+    Gives the receipt, and today's answers against the rack's when it was merged: of language models the distribution of
+    the next token too, over the LIKELIEST tokens of each place and the rest. Raises RunError: what differs.
     """
     try:
         model = open_base(path)
@@ -240,19 +223,27 @@ def verify(path: Path, ask: Ask = fresh) -> tuple[Receipt, list[Compared]]:
         raise RunError(f"{path}: its receipt isn't whole: {error}", next_step="merge it again") from None
     if faults:
         raise RunError(f"{path} isn't what was merged", faults, "merge it again")
-    said = {what: _spread(tensor) for what, tensor in ask(model.root, probe, settings).items()}
+    whole = ask(model.root, probe, settings)
+    said = {what: _spread(tensor) for what, tensor in whole.items()}
     if odd := [one.what for one in then if said[one.what].shape != live[one.what].shape]:
         raise RunError(f"{path}: its answers have another form than its receipt's", odd, "merge it again")
     now = [replace(one, error=_largest(live[one.what] - said[one.what])) for one in then]
-    if faults := [fault for one in now for fault in one.faults()]:
+    try:
+        like = likeness_to(live, whole[LOGITS]) if LOGITS in whole else None
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise RunError(f"{path}: its receipt isn't whole: {error}", next_step="merge it again") from None
+    if faults := faults_of(now, like):
         raise RunError(f"{path}: its answers aren't those of the adapters on the base", faults, "merge it again")
-    return receipt, now
+    return receipt, now, like
 
 
 def story(receipt: Receipt) -> tuple[str, str]:
     """In words: what the model is ("tiny-sd with ink at 0.8"), and how the merge was proved ("" in old receipts)."""
     names = [f"{one['name']} at {one['weight']:g}" for one in receipt["adapters"]]
-    return f"{receipt['base']['name']} with {', '.join(names)}", proved(receipt["proof"]) if "proof" in receipt else ""
+    onto, base = receipt.get("onto", {}), receipt["base"]["name"]
+    if onto.get("chosen") == DEQUANTISED:
+        base += f" (as {onto['trained_on']} left it)"
+    return f"{base} with {', '.join(names)}", proved(receipt["proof"]) if "proof" in receipt else ""
 
 
 def proved(proof: Mapping[str, Any]) -> str:
@@ -265,7 +256,6 @@ def proved(proof: Mapping[str, Any]) -> str:
 
 def _asked(receipt: Receipt) -> tuple[list[Compared], Probe, Answers, dict[str, bytes]]:
     """What a receipt holds for asking again: how it went, the question, the answers, a single file's settings."""
-    asked = receipt["probe"]
-    probe = Probe(torch.tensor(asked["ids"]), tuple(asked["timesteps"]), asked["seed"])
+    probe = from_data(receipt["probe"])
     settings = {name: text.encode() for name, text in receipt["settings"].items()}
     return [Compared(**row) for row in receipt["compared"]], probe, unkept(receipt["answers"]), settings

@@ -5,6 +5,7 @@ Try it: python -c "from studio.merge.rewrite import *; print(DTYPES)"
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,14 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from studio.merge.weights import STEMS, Weights
+from studio.merge.weights import STALE, STEMS, Weights
 from trainers import tensorfile
 from trainers.errors import BaseError, RunError
 from trainers.lora.files import raw
 from trainers.tensorfile import FLOATS, TensorFile
 
 DTYPES = {"keep": "", "fp16": "F16", "bf16": "BF16", "fp32": "F32"}  # what people write -> what safetensors does
-STALE = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".gguf")
+REFUSED = "this merge can't be made"
 UNIT = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}  # largest relative error of rounding once
 HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")  # of the base's tensors, untrue of the result
 
@@ -101,6 +102,7 @@ def remove(path: Path) -> None:
 
 
 OF_ANY_MODEL = ("model_index.json", "LICENSE", "license")  # files at a base's top that hold for the merged model too
+OF_TEXT = (".json", ".jinja", ".model", ".tiktoken", ".py", "merges.txt", "vocab.txt", "LICENSE.txt", "NOTICE.txt")
 
 
 def copy_rest(weights: Weights, out: Path, besides: str) -> list[str]:
@@ -113,14 +115,28 @@ def copy_rest(weights: Weights, out: Path, besides: str) -> list[str]:
         name = path.relative_to(weights.root)
         if path.is_dir() or path in known or str(name) == besides or any(part.startswith(".") for part in name.parts):
             continue
-        if path.suffix in STALE and (len(name.parts) == 1 or name.parts[0] in STEMS):
+        if path.suffix in STALE and (weights.text or len(name.parts) == 1 or name.parts[0] in STEMS):
             left.append(str(name))
             continue
-        if len(name.parts) == 1 and not name.name.startswith(OF_ANY_MODEL):  # what tells of the base alone
-            continue
+        ends = OF_TEXT if weights.text else ()
+        if len(name.parts) == 1 and not name.name.startswith(OF_ANY_MODEL) and not name.name.endswith(ends):
+            continue  # what tells of the base alone
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, out / name)
     return left
+
+
+def tell_dtype(folder: Path, dtype: str) -> None:
+    """Make a language model's small files say how its numbers are stored now: transformers loads them as they say."""
+    names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+    config = json.loads((folder / "config.json").read_text())
+    told = config | {key: names[dtype] for key in ("dtype", "torch_dtype") if key in config}
+    (folder / "config.json").write_text(json.dumps(told, indent=2) + "\n")
+    for index in folder.glob("*.index.json"):
+        table = json.loads(index.read_text())
+        sizes = [tensorfile.read(folder / name).size for name in set(table["weight_map"].values())]
+        table["metadata"] = table.get("metadata", {}) | {"total_size": sum(sizes)}
+        index.write_text(json.dumps(table, indent=2) + "\n")
 
 
 def rewrite(file: TensorFile, out: Path, changes: Mapping[str, Change], dtype: str, room: int = 0) -> None:

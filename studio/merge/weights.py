@@ -1,7 +1,7 @@
 """The weights of a base as a stream: which tensors there are, where each lies, and one of them at a time.
 
-A base is a diffusers folder (sharded or not) or a single-file checkpoint; either way a weight is known by its canonical
-module path. Opening reads headers only.
+A base is a diffusers folder, a single-file checkpoint or a language model's folder, in shards or not; in any of them a
+weight is known by its canonical module path. Opening reads headers only.
 
 Try it: python -c "from studio.merge.weights import open_base; print(open_base('tiny-sd').shapes['unet.conv_in'])"
 """
@@ -9,7 +9,8 @@ Try it: python -c "from studio.merge.weights import open_base; print(open_base('
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,18 +24,25 @@ from trainers.tensorfile import TensorFile
 
 STEMS = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model",
          "vae": "diffusion_pytorch_model"}  # fmt: skip
-ADAPTED = ("unet", "text_encoder", "text_encoder_2")  # the components whose modules may carry LoRA
+STALE = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".gguf")
+ADAPTED = ("unet", "text_encoder", "text_encoder_2", "model")  # the components whose modules may carry LoRA
 KINDS = (bases.KIND, "StableDiffusionXLPipeline")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor lies: the file, its name there, its rows (None: all of it), whether it is stored transposed."""
+    """Where a tensor lies: the file, its name there, its rows (None: all of it), whether it is stored transposed.
+
+    `table` marks what is no linear map though it has the shape of one; `through` is done to its numbers when they are
+    read: a base may be taken as what quantisation leaves of it.
+    """
 
     file: TensorFile
     key: str
     rows: slice | None = None
     transposed: bool = False
+    table: bool = False
+    through: Callable[[Tensor], Tensor] | None = None
 
     @property
     def shape(self) -> Shape:
@@ -49,11 +57,11 @@ class Source:
         return self.file.entries[self.key].dtype
 
     def tensor(self) -> Tensor:
-        """The tensor in the dtype it is stored in."""
+        """The tensor in the dtype it is stored in (`through` may give another)."""
         whole = self.file.tensor(self.key)
-        if self.rows:
-            return whole[self.rows]
-        return whole.T.contiguous() if self.transposed else whole
+        part = whole[self.rows] if self.rows else whole
+        part = part.T.contiguous() if self.transposed else part
+        return self.through(part) if self.through else part
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class Weights:
     root: Path  # the folder or the file
     files: tuple[TensorFile, ...]
     tensors: dict[str, Source]  # component.name, such as unet.conv_in.weight; text encoders with `text_model.`
+    closed: dict[str, tuple[Shape, str]] = field(default_factory=dict)  # layers whose weight is no tensor here, and why
 
     @property
     def single_file(self) -> bool:
@@ -73,12 +82,16 @@ class Weights:
         return any(name.startswith("text_encoder_2.") for name in self.tensors)
 
     @property
+    def text(self) -> bool:
+        """Is it a language model?"""
+        return any(name.startswith("model.") for name in self.tensors)
+
+    @property
     def shapes(self) -> dict[str, Shape]:
         """{canonical module path: (out, in) or (out, in, kh, kw)} of every linear layer and convolution."""
-        return {
-            name.removesuffix(".weight"): source.shape
-            for name, source in self.tensors.items()
-            if is_layer(name, source)
+        layers = (name for name, source in self.tensors.items() if is_layer(name, source))
+        return {name.removesuffix(".weight"): self.tensors[name].shape for name in layers} | {
+            path: shape for path, (shape, _) in self.closed.items()
         }
 
     def weight(self, path: str) -> Tensor:
@@ -94,17 +107,20 @@ class Weights:
 def is_layer(name: str, source: Source) -> bool:
     """Is this the weight of a linear layer or a convolution that may carry LoRA? Embeddings are tables, not maps."""
     adapted = name.startswith(tuple(f"{component}." for component in ADAPTED))
-    return adapted and name.endswith(".weight") and len(source.shape) in (2, 4) and "_embedding.weight" not in name
+    if source.table or not adapted or not name.endswith(".weight"):
+        return False
+    return len(source.shape) in (2, 4) and "_embedding.weight" not in name
 
 
 def open_base(base: str | Path) -> Weights:
-    """The weights of an alias, a diffusers folder, a hub id or a single-file checkpoint. Raises BaseError."""
+    """The weights of an alias, a diffusers or transformers folder, a hub id or a single file. Raises BaseError."""
     path = Path(base).expanduser()
     if path.is_file():
         return open_file(path)
     if (path / "model_index.json").is_file() and _kind(path) in KINDS:
         return open_folder(path)
-    return open_folder(bases.find(str(base)))
+    folder = bases.find(str(base))
+    return open_language_model(folder) if bases.kind_of(folder) == "text" else open_folder(folder)
 
 
 def _kind(folder: Path) -> str:
@@ -123,6 +139,40 @@ def open_folder(folder: Path) -> Weights:
             files.append(file)
             tensors |= {canonical(component, key): Source(file, key) for key in file.entries}
     return Weights(folder, tuple(files), tensors)
+
+
+TIED = "its weight is the embeddings': both would change"
+FUSED = "it is made of several stored tensors when the base is loaded"
+
+
+def open_language_model(folder: Path) -> Weights:
+    """A transformers folder, its tensors under their names in the live model. Raises BaseError: it can't be one."""
+    from trainers.families.skeleton import skeleton  # transformers takes seconds
+
+    files = {key: file for file in map(tensorfile.read, weight_files(folder, "model")) for key in file.entries}
+    plan = skeleton(folder, files)
+    tensors: dict[str, Source] = {}
+    for key, spots in plan.tensors.items():
+        for spot in spots:
+            path = spot.name.removesuffix(".weight")
+            rows = _block(files[key], key, spot.part, spot.of) if spot.of > 1 else None
+            turned = path in plan.turned and spot.name.endswith(".weight")
+            table = path not in plan.layers or path in plan.tied
+            tensors[canonical("model", spot.name)] = Source(files[key], key, rows, turned, table)
+    if not tensors:
+        names = ", ".join(list(files)[:3]) or "none at all"
+        raise BaseError(f"{folder}: its tensors aren't those of its architecture", [names], "get the model anew")
+    closed = {
+        canonical("model", path): (shape, TIED if path in plan.tied else FUSED)
+        for path, shape in plan.layers.items()
+        if path in plan.tied or canonical("model", f"{path}.weight") not in tensors
+    }
+    return Weights(folder, tuple({file.path: file for file in files.values()}.values()), tensors, closed)
+
+
+def _block(file: TensorFile, key: str, part: int, of: int) -> slice:
+    rows = file.entries[key].shape[0] // of
+    return slice(part * rows, (part + 1) * rows)
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
@@ -163,7 +213,4 @@ def open_file(path: Path) -> Weights:
 
 def rows_of(file: TensorFile, key: str, piece: Piece) -> slice | None:
     """The rows of a fused query, key, value that a piece is; None for whole tensors."""
-    if piece.third is None:
-        return None
-    third = file.entries[key].shape[0] // 3
-    return slice(piece.third * third, (piece.third + 1) * third)
+    return None if piece.third is None else _block(file, key, piece.third, 3)
