@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer
+from lms import lm
 from PIL import Image
 from test_console import on_terminal
 from typer.testing import CliRunner
@@ -430,3 +431,40 @@ def plain_environment() -> dict[str, str]:
     """As it is, but with the checkout importable and nothing that would hide warnings."""
     hidden = ("PYTHONWARNINGS", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "FORCE_COLOR")
     return {**{k: v for k, v in os.environ.items() if k not in hidden}, "PYTHONPATH": str(ROOT)}
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_reads_texts_too(place: Path) -> None:
+    Path("letters").mkdir()
+    Path("letters/a.jsonl").write_text('{"text": "Dear Agnes"}\n{"text": "Dear Ruth"}\n')
+    result = shown("doctor", "letters")
+    assert "2 texts from a.jsonl" in result.stdout
+    assert "2 texts, nothing wrong." in result.stdout
+    assert "--trigger is for pictures" in refused("doctor", "letters", "--trigger", "sks")
+    Path("letters/a.jsonl").write_text('{"text": ""}\n{"txt": "Dear Ruth"}\n')
+    said = refused("doctor", "letters/a.jsonl")
+    assert "a.jsonl:1" in said
+    assert "a.jsonl:2" in said
+
+
+def test_training_on_text_says_what_is_learned_and_what_comes_next(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainers import texts
+
+    def nothing(*_: object) -> Iterator[Any]:
+        yield from ()
+        return {}
+
+    monkeypatch.setattr(texts, "appraise", nothing)
+    lm("llama", Path("micro"))
+    Path("hens.jsonl").write_text('{"prompt": "Where is the hen?", "completion": " On the nest."}\n')
+    words = ("train", "--base", "micro", "--data", "hens.jsonl", "--out", "runs/hens", "--steps", "2", "--batch", "1")
+    result = shown(*words)
+    assert "hens.jsonl:1 <s>Where is the hen? On the nest.</s>" in result.stdout
+    assert "Next: stylora generate --base micro --adapter runs/hens/hens" in result.stdout
+    assert Path("runs/hens/hens/adapter_model.safetensors").is_file()
+    said = refused("train", "--base", "micro", "--data", "hens.jsonl", "--out", "runs/two", "--flip", "true")
+    assert "dataset.flip: is for a base that makes pictures" in said
