@@ -20,6 +20,8 @@ from trainers.leaves import leaves
 from trainers.lora import inject
 from trainers.lora.adapter import Adapter, content_digest, digest
 
+TINY_LM = Path(__file__).parents[1] / "sample_data" / "bases" / "tiny-lm" / "config.json"
+TELEGRAM = TINY_LM.parents[2] / "text" / "telegram"
 STEPS = {"train.validate_every": 0, "train.steps": 3, "lora.rank": 2, "dataset.overlap": 8}
 VALIDATED = {"train.validate_every": 1, "optim.schedule": "constant"}
 LINES: list[dict[str, Any]] = [
@@ -258,3 +260,36 @@ def test_faults_are_told_before_anything_is_made(runs: Runs, tmp_path: Path) -> 
         train(runs.config().model_copy(update={"data": tmp_path / "bad"}))
     assert len(caught.value.faults) == 2
     assert not config.out.exists()
+
+
+# --- quantised bases --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not TINY_LM.exists(), reason=f"the embedded language model isn't made yet: no {TINY_LM}")
+def test_on_an_nf4_base_the_loss_falls_as_far_as_on_the_full_one(tmp_path: Path) -> None:
+    """QLoRA on the CPU: within 10% of the full run's fall, on a base of 0.6 bytes a parameter at the most."""
+    falls = {}
+    for kind in ("none", "nf4"):
+        wish = {"base": "tiny-lm", "data": str(TELEGRAM), "out": str(tmp_path / kind), "train.quantization": kind}
+        steps = {"train.steps": 10, "train.validate_every": 10, "optim.warmup": 0, "train.device": "cpu"}
+        config = run.for_base(TrainConfig.build(values={**wish, **steps}))
+        opened = run.open_base(config)
+        bare = opened.subject.validate(opened.family, heldout_of(config, opened))
+        (measured,) = [event for event in train(config, opened) if isinstance(event, Validation)]
+        assert bare is not None
+        falls[kind] = bare - measured.loss
+        if kind == "nf4":
+            stored = opened.family.base_bytes()  # type: ignore[attr-defined]
+            assert stored["quantized_bytes"] <= 0.6 * stored["quantized_parameters"]
+    assert falls["none"] > 0.5
+    assert falls["nf4"] == pytest.approx(falls["none"], rel=0.1)
+
+
+def heldout_of(config: TrainConfig, opened: run.Opened) -> texts.TextData:
+    """The data as a run would read it."""
+    steps = texts.encode(config, opened.family, texts.scan(config, opened.family), opened.machine)  # type: ignore[arg-type]
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]

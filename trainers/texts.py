@@ -116,6 +116,13 @@ def encode(
     yield from map(Note, found.notes)
     yield found.supervised
     yield from map(Note, family.prove())
+    if config.train.quantization != "none":
+        size = family.base_bytes()
+        each = size["quantized_bytes"] / max(1, size["quantized_parameters"])
+        whole = sum(size[key] for key in ("quantized_bytes", "other_bytes")) / 1e6
+        yield Note(
+            f"the base is held in {config.train.quantization}: {each:.2f} bytes a parameter, {whole:,.1f} MB in all"
+        )
     plan = Plan(
         repeats=tuple(piece.document.repeats for piece in found.training),
         buckets=("",) * len(found.training),
@@ -196,4 +203,4 @@ def appraise(
     layers, texts = fit.modules(family.parts()), data.texts
     adapter = Adapter.load(path, weight_of=lambda name: fit.weight(layers[name]))  # which DoRA needs
     found = yield from measure(family, adapter, texts.training, texts.heldout, texts.plain, config.seed)
-    return found.facts()
+    return found.facts() | {"base_bytes": family.base_bytes()}
