@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -110,9 +111,13 @@ def _within(
     """Causal attention inside each text of a batch of one length."""
     tokens = q.shape[2]
     mask = band(tokens, window, q.device) if window is not None and tokens > window else None
-    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and tokens <= SHORT
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+    slow = q.device.type == "cpu" and dtype == torch.bfloat16 and tokens <= SHORT
     if softcap is not None or slow:
         mask = band(tokens, None, q.device) if mask is None else mask
+    if slow and mask is not None and softcap is None and not dropout:
+        return _short(q, k, v, mask, scaling)
+    if softcap is not None and mask is not None:
         return _plain(q, k, v, mask, softcap, scaling, dropout)
     shared = q.shape[1] != k.shape[1]
     return scaled_dot_product_attention(q, k, v, mask, dropout, mask is None, scale=scaling, enable_gqa=shared)
@@ -130,6 +135,40 @@ def _plain(
         scores = softcap * (scores / softcap).tanh()
     shares = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
     return (drop(shares, dropout).view(batch, k.shape[1], -1, k.shape[2]) @ v).view(batch, heads, tokens, -1)
+
+
+def _short(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """The same without cap and dropout, in bfloat16."""
+    batch, heads, tokens, width = q.shape
+    ratio = heads // k.shape[1]
+    bias = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill_(~mask, -torch.inf).repeat(ratio, 1)[None]
+    parts = [x.to(torch.bfloat16).reshape(batch * k.shape[1], -1, width) for x in (q, k, v)]
+    made: Tensor = _Short.apply(*parts, bias, width**-0.5 if scaling is None else scaling)  # type: ignore[no-untyped-call]
+    return made.view(batch, heads, tokens, width)
+
+
+class _Short(torch.autograd.Function):
+    """Attention written out with its own gradient: fewer passes than autograd's. Heads that share keys are rows of one.
+
+    q (N, rows, D), k and v (N, T, D), bias (1, rows, T): 0 where one may look, else -inf.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            shares = torch.baddbmm(bias, q, k.mT, alpha=scale).softmax(-1)
+            ctx.save_for_backward(q, k, v, shares)
+            ctx.scale = scale
+            return shares @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, out: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """From the gradient of the output (N, rows, D)."""
+        q, k, v, shares = ctx.saved_tensors
+        of_scores = torch._softmax_backward_data(out @ v.mT, shares, -1, shares.dtype)
+        of_q, of_k = (of_scores @ k).mul_(ctx.scale), (of_scores.mT @ q).mul_(ctx.scale)
+        return of_q, of_k, shares.mT @ out, None, None
 
 
 def band(tokens: int, window: int | None, device: torch.device) -> Tensor:
