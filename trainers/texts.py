@@ -117,12 +117,7 @@ def encode(
     yield found.supervised
     yield from map(Note, family.prove())
     if config.train.quantization != "none":
-        size = family.base_bytes()
-        each = size["quantized_bytes"] / max(1, size["quantized_parameters"])
-        whole = sum(size[key] for key in ("quantized_bytes", "other_bytes")) / 1e6
-        yield Note(
-            f"the base is held in {config.train.quantization}: {each:.2f} bytes a parameter, {whole:,.1f} MB in all"
-        )
+        yield Note(f"the base is held in {config.train.quantization}: {_memory(family)}")
     plan = Plan(
         repeats=tuple(piece.document.repeats for piece in found.training),
         buckets=("",) * len(found.training),
@@ -133,6 +128,13 @@ def encode(
     encodings = [piece.encoding for piece in found.training]
     whole = digest_of(*(f"{e['ids'].tolist()} {e['supervised'].tolist()}" for e in encodings), str(plan.repeats))
     return TextData([piece.document.name for piece in found.training], encodings, plan, whole, found)
+
+
+def _memory(family: CausalLM) -> str:
+    """What a quantised base takes, in words."""
+    size = family.base_bytes()
+    each = size["quantized_bytes"] / max(1, size["quantized_parameters"])
+    return f"{each:.2f} bytes a parameter, {(size['quantized_bytes'] + size['other_bytes']) / 1e6:,.1f} MB in all"
 
 
 def validate(family: CausalLM, data: TextData) -> float | None:
