@@ -42,6 +42,24 @@ def test_each_text_gets_what_it_gets_alone(softcap: float | None, window: int | 
         assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_half_precision_gives_the_same_up_to_its_rounding(autocast: bool, window: int | None) -> None:
+    """There the formula and its gradient are written out: of two texts of 7 tokens and one of 3."""
+    q, k, v = draws(17)
+    pieces = packing.packed([7, 7, 3], CPU).extras["pieces"]
+    cuts = [slice(0, 7), slice(7, 14), slice(14, 17)]
+    wanted = torch.cat([plain(*(x[:, :, cut] for x in (q, k, v)), None, window) for cut in cuts], 1)
+    halves = (q, k, v) if autocast else (x.bfloat16() for x in (q, k, v))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        got, _ = packing.attend(nn.Module(), *halves, None, pieces=pieces, scaling=0.3, sliding_window=window)
+    assert got.dtype == torch.bfloat16
+    slope = torch.randn_like(wanted)
+    grads = [torch.autograd.grad(y, (q, k, v), slope.to(y.dtype)) for y in (got, wanted)]
+    for a, b in [(got, wanted), *zip(*grads, strict=True)]:
+        assert float((a - b).detach().norm()) <= 0.01 * float(b.detach().norm())
+
+
 def test_a_packed_row_goes_from_the_longest_on_and_begins_anew() -> None:
     row = packing.packed([2, 4, 2], CPU)
     assert row.order == [1, 0, 2]

@@ -95,7 +95,7 @@ class _HeadLoss(torch.autograd.Function):
                 own = targets[part, None]
                 logits = F.linear(hidden[part].to(dtype), weight, None if bias is None else bias.to(dtype)).float()
                 capped = head.bend(logits)
-                scores = capped.log_softmax(-1)
+                scores = torch.log_softmax(capped, -1, out=capped if head.cap is None else None)  # many: no copy
                 losses[part] = -scores.gather(1, own)[:, 0]
                 if slopes is not None:
                     slope = scores.exp_().scatter_add_(1, own, torch.full_like(own, -1, dtype=torch.float32))
