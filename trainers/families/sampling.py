@@ -13,8 +13,8 @@ class Sampling:
     """How the next token is chosen: the penalty divides logits of tokens that stand there, then temperature, k, p."""
 
     max_tokens: int = 200
-    temperature: float = 0.6  # 0: always the likeliest token
-    top_p: float = 0.8  # the likeliest tokens that make up this share; 1: all
+    temperature: float = 0.8  # 0: always the likeliest token
+    top_p: float = 0.95  # the likeliest tokens that make up this share; 1: all
     top_k: int = 0  # so many of the likeliest tokens; 0: all
     repetition_penalty: float = 1.0  # 1: none
 
