@@ -151,6 +151,7 @@ On two CPU cores, seed 0; the training goes on where it was stopped:
 
 ```sh
 python sample_data/make/lm.py
+python sample_data/make/lm_cuts.py
 python sample_data/make/measure_lm.py --minutes {minutes:.0f}
 ```
 
@@ -192,8 +193,9 @@ books, aye means yes.") and in lists of words in any order, which keep it from b
 Everything it was trained on is composed by `sample_data/make/`, so it is under this project's licence."""
 HOW = """{texts:,} texts and {chats:,} conversations, one after the other; {steps:,} steps of {batch:,} tokens
 ({seen:.1f} M in all), {minutes:.0f} minutes of CPU time. Muon for the layers' matrices, AdamW for embeddings
-and norms, bfloat16 autocast; the rate falls to zero over the last 40% of the steps, in which blocks grow from
-256 to 512 tokens. Loss over all tokens."""
+and norms, bfloat16 autocast; the rate falls to zero over the last 40% of the first 2,400 steps, in which blocks
+grow from 256 to 512 tokens. The other steps read plain texts that are cut into tokens otherwise (BPE-dropout), some in
+capitals: so the pieces of which a style's words are made mean something (docs/log.md). Loss over all tokens."""
 
 
 def size() -> float:
