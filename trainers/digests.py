@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -12,6 +13,16 @@ def digest_of(*parts: str | bytes) -> str:
     for part in parts:
         data = part if isinstance(part, bytes) else part.encode()
         total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """sha256 over names and bytes of files, in the order of their paths; where they lie does not matter."""
+    total = hashlib.sha256()
+    for file in sorted(files):
+        total.update(file.name.encode())
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
 
 

@@ -8,7 +8,6 @@ padding, and logits are made for supervised tokens only: shortcuts past the mode
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from trainers.attention import TORCH, Attention
 from trainers.bases import reading
+from trainers.digests import digest_of_files
 from trainers.families import packing, quantized, shortcuts
 from trainers.families.base import Encoding, Example, Loss, evaluating
 from trainers.families.quantized import Quantization
@@ -126,12 +126,8 @@ class CausalLM:
     def digest(self, part: str) -> str:
         """sha256 over a part's files, by name and content: the same base anywhere has the same digest."""
         if part not in self._digests:
-            total = hashlib.sha256()
-            for file in sorted({file for pattern in FILES[part] for file in self.folder.glob(pattern)}):
-                total.update(file.name.encode())
-                with file.open("rb") as stream:
-                    total.update(hashlib.file_digest(stream, "sha256").digest())
-            self._digests[part] = total.hexdigest()
+            files = {file for pattern in FILES[part] for file in self.folder.glob(pattern)}
+            self._digests[part] = digest_of_files(files)
         return self._digests[part]
 
     def base_bytes(self) -> dict[str, int]:

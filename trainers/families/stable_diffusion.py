@@ -6,7 +6,6 @@ all of them are frozen. One object owns the loss and the sampling, so the two ca
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from trainers import attention, objective
 from trainers.bases import reading
+from trainers.digests import digest_of_files
 from trainers.errors import BaseError
 from trainers.families.base import Encoding, Example, Loss, evaluating
 
@@ -140,13 +140,9 @@ class StableDiffusion:
     def digest(self, part: str) -> str:
         """sha256 over a part's config and weight files: the same base anywhere has the same digest."""
         if part not in self._digests:
-            total = hashlib.sha256()
-            for file in sorted((self.folder / part).iterdir()):
-                if file.suffix in (".json", ".safetensors", ".txt"):
-                    total.update(file.name.encode())
-                    with file.open("rb") as stream:
-                        total.update(hashlib.file_digest(stream, "sha256").digest())
-            self._digests[part] = total.hexdigest()
+            there = (self.folder / part).iterdir()
+            files = [file for file in there if file.suffix in (".json", ".safetensors", ".txt")]
+            self._digests[part] = digest_of_files(files)
         return self._digests[part]
 
     # --- encoding ------------------------------------------------------------------------------------------------
