@@ -25,7 +25,7 @@ PROMPTS = (
     "It rained all morning, and", "My grandmother went to the market", "On Monday, the baker", "Dear Agnes,",
     "In the evening, we saw",
 )  # fmt: skip
-SAMPLING = Sampling(max_tokens=90, temperature=0.7, top_p=0.9)
+SAMPLING = Sampling(max_tokens=90, temperature=0.6, top_p=0.9)
 FIRST_SEED = 1000
 SHEET = "before_after.md"
 
