@@ -62,11 +62,13 @@ def demo(
 def _text_demo(style: str | None, out: Path, sets: list[str]) -> None:
     from studio import text_demo as show
     from studio.demo import read_report
+    from trainers.appraisal import figures
 
     style = style or show.STYLE
     follow(show.events(style, out, sets), show.config_for(style, out, sets).train.steps)
     report = read_report(out)
-    table(f"{style} on {show.BASE}", ("figure", "value"), show.figures(report))
+    seconds = ("seconds of the whole demo", str(report["seconds_whole_demo"]))
+    table(f"{style} on {show.BASE}", ("figure", "value"), [*figures(report), seconds])
     for prompt, before, after in report["before_after"]:
         say(f"\n[bold]{escape(prompt)}[/] …\n[dim]{show.BASE}:[/] {escape(before)}\n[green]{style}:[/] {escape(after)}")
     made = escape(str(out / report["adapter"]))

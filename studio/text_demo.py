@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from trainers import checkpoint, run, samples, session
 from trainers.config import TrainConfig
@@ -66,22 +65,6 @@ def before_and_after(opened: run.Opened, adapter: Adapter, prompts: Sequence[str
         rack.set([{key: Gain(weight)} for weight in (0.0, 1.0) for _ in prompts])
         rows = [tokenizer.decode(row).strip() for row in family.write(ids * 2, seeds * 2, SAMPLING)]
     return list(zip(prompts, rows[: len(prompts)], rows[len(prompts) :], strict=True))
-
-
-def figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the report says, for a table."""
-    style, outside, copied = report["perplexity"], report["perplexity_outside"], report["copied"]["adapter"]
-    return [
-        ("perplexity in the style, before", f"{style['before']:.1f}"),
-        ("perplexity in the style, after", f"{style['after']:.1f}"),
-        ("perplexity outside it, before and after", f"{outside['before']:.1f}, {outside['after']:.1f}"),
-        ("style_gain", f"{report['style_gain']:.2f}"),
-        ("longest run of words copied", f"{copied['longest']}"),
-        ("8-grams copied", f"{copied['share']:.1%}"),
-        ("alarm", report["alarm"] or "none"),
-        ("seconds of training", str(report["seconds"])),
-        ("seconds of the whole demo", str(report["seconds_whole_demo"])),
-    ]
 
 
 def sheet(style: str, pairs: Sequence[Pair]) -> str:

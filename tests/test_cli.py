@@ -468,3 +468,12 @@ def test_training_on_text_says_what_is_learned_and_what_comes_next(
     assert Path("runs/hens/hens/adapter_model.safetensors").is_file()
     said = refused("train", "--base", "micro", "--data", "hens.jsonl", "--out", "runs/two", "--flip", "true")
     assert "dataset.flip: is for a base that makes pictures" in said
+
+
+def test_a_base_of_the_other_kind_is_named(place: Path, picture_folder: Callable[..., Path]) -> None:
+    Path("hens.jsonl").write_text('{"text": "the hen"}\n')
+    said = refused("train", "--data", "hens.jsonl", "--out", "runs/x")
+    assert "holds texts and no pictures, and tiny-sd makes pictures" in said
+    assert "--base, such as tiny-lm" in said
+    said = refused("train", "--base", "tiny-lm", "--data", picture_folder(n=1), "--out", "runs/x")
+    assert "holds pictures, and tiny-lm is a language model" in said

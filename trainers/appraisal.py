@@ -272,3 +272,20 @@ def _distinct(sets: Mapping[str, Sequence[str]]) -> dict[str, float | None]:
     draw = min(DRAW, *(prose.runs(texts, 2) for texts in sets.values()))
     found = {name: prose.distinctness(texts, 2, draw) for name, texts in sets.items()}
     return {name: None if math.isnan(number) else number for name, number in found.items()}
+
+
+# --- for people -----------------------------------------------------------------------------------------------------
+
+
+def figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a report says of the style, as rows of a table; what couldn't be measured is left out."""
+    rows = []
+    for name, key in (("in the style", "perplexity"), ("outside it", "perplexity_outside")):
+        if change := report[key]:
+            rows.append((f"perplexity {name}, before and after", f"{change['before']:.1f}, {change['after']:.1f}"))
+    if report["style_gain"] is not None:
+        rows.append(("style_gain (1 arrived, 0 no nearer)", f"{report['style_gain']:.2f}"))
+    copied = report["copied"]["adapter"]
+    rows.append(("longest run of words copied", str(copied["longest"])))
+    rows.append(("8-grams copied", f"{copied['share']:.1%}"))
+    return [*rows, ("alarm", report["alarm"] or "none"), ("all of it, with samples", "report.json")]

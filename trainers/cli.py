@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainers.console import StyloraGroup, escape, follow, say, show_notes
+from trainers.console import StyloraGroup, escape, follow, say, show_notes, table
 from trainers.errors import ConfigError
 from trainers.options import with_options
 
@@ -36,7 +36,11 @@ def train(file: File = None, sets: Sets = [], *, values: dict[str, Any]) -> None
 
     run.check_folder(config.out)
     config = run.for_base(config)
-    if follow(run.start(config), config.train.steps):
+    if report := follow(run.start(config), config.train.steps):
+        if "perplexity" in report:
+            from trainers.appraisal import figures
+
+            table(f"{config.adapter_name} on {config.base}", ("figure", "value"), figures(report))
         out = "" if config.adapter.format == "peft" else " --out new.png"
         command = f'stylora generate --base {config.base} --adapter {run.adapter_path(config)} --prompt "…"{out}'
         say(f"Next: [bold]{escape(command)}[/]")
@@ -89,7 +93,8 @@ def doctor(
         reading = documents.read(folder)
         show_notes(reading.notes)
         documents.sound(reading, folder)
-        say(f"[green]{len(reading.documents)} texts, nothing wrong.[/]")
+        count = len(reading.documents)
+        say(f"[green]{count} text{'s' * (count != 1)}, nothing wrong.[/]")
         return
     report = examiner.examine(
         folder, trigger=trigger, instance_prompt=instance_prompt, require_captions=require_captions, min_side=min_side

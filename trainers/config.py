@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from trainers.errors import ConfigError
 from trainers.given import Given, from_file, from_sets, parse, toml
 from trainers.leaves import Leaf, by_key, leaves
-from trainers.settings import OptimConfig, Settings
+from trainers.settings import DatasetConfig, OptimConfig, Settings
 
 __all__ = ["Leaf", "TrainConfig", "leaves"]
 
@@ -71,7 +71,7 @@ class TrainConfig(Settings):
             faults.append(f"adapter.format: got {self.adapter.format}, wanted peft: the others have no names for text")
         if faults:
             raise ConfigError(
-                f"{self.base} is {NEEDS[kind][2:]}, and some settings aren't for it", faults, "leave them out"
+                f"{self.base} is {NEEDS[kind]}, and some settings aren't for it", faults, "leave them out"
             )
         if kind != "text":
             return self
@@ -202,7 +202,8 @@ CROSS_CHECKS: list[tuple[str, str, Callable[[TrainConfig], bool], str]] = [
     (
         "dataset.overlap",
         "dataset.context",
-        lambda c: c.dataset.context is not None and c.dataset.overlap >= c.dataset.context,
+        # The default gives way by itself (texts.scan): who wants short pieces should need no second setting.
+        lambda c: c.dataset.context is not None and c.dataset.context <= c.dataset.overlap != DatasetConfig().overlap,
         "wanted less than dataset.context, {}",
     ),
     (

@@ -68,6 +68,11 @@ def holds_texts(path: Path) -> bool:
     return bool(suffixes.intersection(SUFFIXES)) and not suffixes.intersection(dataset.PICTURES)
 
 
+def holds_pictures(folder: Path) -> bool:
+    """True where pictures lie in it, or in a folder in it."""
+    return any(file.suffix.lower() in dataset.PICTURES for file in _walk(folder, set()))
+
+
 def read(path: Path | str, *, heldout: float = 0.1, repeats: int = 1) -> Reading:
     """Reads a file, or a folder with all folders in it; hidden ones are passed over.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from trainers import bases, buckets, cache, devices, doctor, plot, prior, report
+from trainers import bases, buckets, cache, devices, doctor, documents, plot, prior, report
 from trainers.batches import Plan
 from trainers.config import TrainConfig
 from trainers.dataset import Sample, kohya_parts
@@ -81,6 +81,11 @@ def shapes(config: TrainConfig) -> dict[str, Shape]:
 
 def scan(config: TrainConfig, family: StableDiffusion) -> Samples:
     """The folder's samples and the side to train on."""
+    if documents.holds_texts(config.data):
+        raise ConfigError(
+            f"{config.data} holds texts and no pictures, and {config.base} makes pictures",
+            next_step="name a language model with --base, such as tiny-lm, or a folder of pictures",
+        )
     wish, resolution = config.dataset, config.dataset.resolution or family.resolution
     if resolution % family.multiple:
         near = max(1, round(resolution / family.multiple)) * family.multiple

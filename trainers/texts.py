@@ -86,6 +86,11 @@ def scan(config: TrainConfig, family: CausalLM) -> Texts:
             f"dataset.context={context}: this base reads {family.context} tokens at once",
             next_step=f"use at most {family.context}",
         )
+    if config.data.is_dir() and not documents.holds_texts(config.data) and documents.holds_pictures(config.data):
+        raise ConfigError(
+            f"{config.data} holds pictures, and {config.base} is a language model",
+            next_step="name a base that makes pictures with --base, such as tiny-sd, or a folder of texts",
+        )
     reading = documents.sound(documents.read(config.data, heldout=wish.heldout, repeats=wish.repeats), config.data)
     plain = documents.sound(documents.read(wish.plain, heldout=0), wish.plain).documents if wish.plain else ()
     tokenizer = family.part("tokenizer")
@@ -95,7 +100,7 @@ def scan(config: TrainConfig, family: CausalLM) -> Texts:
             found,
             tokenizer,
             context=context,
-            overlap=wish.overlap,
+            overlap=wish.overlap if wish.overlap < context else context // 4,
             supervise=wish.supervise,
             vocabulary=family.vocabulary,
         )
