@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from studio.commands import chat, combine, draw, effects, files, look, merging  # noqa: F401  (each mounts its own)
+from studio.commands import app as pages
+from studio.commands import chat, combine, draw, effects, files, look, merging  # noqa: F401  (each mounts its)
 from trainers.cli import PANEL as TEACH
 from trainers.cli import app
 from trainers.console import escape, follow, say, table
 
 MACHINE = "This machine"
-ORDER = (TEACH, draw.PANEL, files.PANEL, look.PANEL, merging.PANEL, MACHINE)  # of the panels in --help
+ORDER = (TEACH, pages.PANEL, draw.PANEL, files.PANEL, look.PANEL, merging.PANEL, MACHINE)  # of the panels in --help
 
 
 @app.command(rich_help_panel=TEACH)

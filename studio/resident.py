@@ -7,8 +7,8 @@ python -c "from studio.resident import *; print(base_of('tiny-sd'))"
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,33 @@ if TYPE_CHECKING:
     from trainers.lora.rack import Rack
 
 
-def hang(rack: Rack, wanted: Sequence[Use], partial: bool = False) -> tuple[tuple[Use, ...], tuple[str, ...]]:
+@dataclass(frozen=True)
+class Found:
+    """An adapter as it acts in a rack's models, what became of its tensors there, and both its digests (see Use)."""
+
+    adapter: Adapter
+    ledger: Ledger
+    digest: str
+    sha256: str
+
+
+Reader = Callable[["Rack", Path, bool], Found]  # (rack, path, partial): as `read` does it
+
+
+def read(rack: Rack, path: Path, partial: bool) -> Found:
+    """DoRA is converted with the weights of the rack's models. AdapterError: it doesn't fit."""
+    modules = fit.modules(rack.parts)
+
+    def weight(name: str) -> Tensor:
+        return fit.weight(modules[name])
+
+    adapter, ledger = fitted(path, fit.shapes(rack.parts), partial=partial, weight_of=weight)
+    return Found(adapter, ledger, content_digest(adapter), digest(path))
+
+
+def hang(
+    rack: Rack, wanted: Sequence[Use], partial: bool = False, read: Reader = read
+) -> tuple[tuple[Use, ...], tuple[str, ...]]:
     """The adapters, now resident in the rack, with their digests; and notes on those of which a part is lost.
 
     Raises AdapterError with what is wrong with any of them; of a file that isn't the one whose digests a use has, too.
@@ -36,14 +62,16 @@ def hang(rack: Rack, wanted: Sequence[Use], partial: bool = False) -> tuple[tupl
     errors: list[AdapterError] = []
     for use in wanted:
         try:
-            adapter, ledger = _fitted(rack, use.path, partial)
-            own = replace(use, digest=content_digest(adapter), sha256=digest(use.path))
+            found = read(rack, use.path, partial)
+            own = replace(use, digest=found.digest, sha256=found.sha256)
             _check(use, own, uses)
-            rack.add(adapter)
+            if own.digest not in rack.resident:
+                rack.add(found.adapter)
         except AdapterError as error:
             errors.append(error)
             continue
         uses.append(own)
+        ledger = found.ledger
         if not ledger.whole or round(ledger.share, 3) < 1:
             unknown = f" at the most, {ledger.unknown} tensors being of unknown energy" if ledger.unknown else ""
             notes.append(f"{use.path.name}: {ledger.share:.1%} of its energy acts in this base{unknown}")
@@ -53,16 +81,6 @@ def hang(rack: Rack, wanted: Sequence[Use], partial: bool = False) -> tuple[tupl
         faults = [line for error in errors for line in (error.what, *(f"  {fault}" for fault in error.faults))]
         raise AdapterError(f"{len(errors)} adapters can't be used", faults, errors[0].next_step)
     return tuple(uses), tuple(notes)
-
-
-def _fitted(rack: Rack, path: Path, partial: bool) -> tuple[Adapter, Ledger]:
-    """The adapter as it acts in the rack's models, and its ledger; DoRA is converted with these models' weights."""
-    modules = fit.modules(rack.parts)
-
-    def weight(name: str) -> Tensor:
-        return fit.weight(modules[name])
-
-    return fitted(path, fit.shapes(rack.parts), partial=partial, weight_of=weight)
 
 
 def _check(wanted: Use, got: Use, others: Sequence[Use]) -> None:

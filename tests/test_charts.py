@@ -93,3 +93,8 @@ def test_names_of_many_bars_do_not_run_into_each_other() -> None:
         return int((foot < 128).any(0).sum())
 
     assert ink([f"L{k:02}" for k in range(120)]) < ink([f"L{k:02}" for k in range(28)]) * 2
+
+
+def test_tiny_values_have_ticks_too() -> None:
+    """What a lossless blend loses is rounding alone."""
+    assert curves({"lost": [(0.0, 1e-13), (1.0, 2e-13), (2.0, 1.5e-13)]}, "lost").width > 0

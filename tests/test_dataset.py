@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from trainers import dataset
 from trainers.buckets import place
 from trainers.dataset import (
     PICTURES,
@@ -207,3 +208,11 @@ def test_groups_are_the_flat_folder_and_kohyas_folders_in_order(tmp_path: Path) 
     assert [picture.name for picture in flat.pictures] == ["a.jpg", "b.PNG"]
     assert [folder.name for folder in flat.others] == ["7_", "_x", "plain"]
     assert [(group.repeats, group.name) for group in kohya] == [(10, "ink style"), (2, "a_b")]
+
+
+def test_the_caption_file_is_the_first_that_is_read(tmp_path: Path) -> None:
+    assert dataset.caption_file(tmp_path / "a.png") is None
+    (tmp_path / "a.caption").write_text("b")
+    assert dataset.caption_file(tmp_path / "a.png") == tmp_path / "a.caption"
+    (tmp_path / "a.txt").write_text("c")
+    assert dataset.caption_file(tmp_path / "a.png") == tmp_path / "a.txt"

@@ -58,7 +58,7 @@ def test_settings_named_in_the_readme_exist() -> None:
 def test_commands_of_the_readme_exist() -> None:
     from studio.cli import app
 
-    commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert commands <= set(re.findall(r"stylora (\w+)\b", README))
     assert set(re.findall(r"^stylora (\w+) ", README, re.M)) <= commands
 

@@ -21,7 +21,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from trainers.errors import BaseError
 from trainers.families.base import Example
-from trainers.families.stable_diffusion import SAMPLERS, StableDiffusion, steps_over
+from trainers.families.stable_diffusion import SAMPLERS, StableDiffusion
+from trainers.families.stepping import steps_over
 
 UNET, VAE = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))
 TEXT = "text_encoder/model.safetensors"

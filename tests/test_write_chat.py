@@ -26,7 +26,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 
 def read(talk: Conversation, question: str) -> str:
     """What the base reads for an answer to `question`."""
-    ids, _ = talk._fitted([*talk.turns, Turn("user", question)])
+    ids, _ = talk.fitted([*talk.turns, Turn("user", question)])
     return str(talk.desk.family.part("tokenizer").decode(ids))
 
 

@@ -90,6 +90,12 @@ def read_caption(path: Path) -> str:
     raise DatasetError(f"{path} can't be used", ["empty caption file; write the caption into it or delete it"])
 
 
+def caption_file(picture: Path) -> Path | None:
+    """The caption file of a picture that is read, if there is one."""
+    files = [picture.with_suffix(suffix) for suffix in CAPTIONS]
+    return next((file for file in files if file.is_file()), None)
+
+
 def with_trigger(caption: str, trigger: str) -> str:
     """`trigger, caption`; the caption alone when it has the trigger as a whole word (upper and lower case alike)."""
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):

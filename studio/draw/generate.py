@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from studio import resident
 from studio.draw.recipe import DIGESTS, Made, Recipe
+from studio.resident import Reader
 from trainers import bases, devices
 from trainers.errors import ConfigError
 from trainers.families.stable_diffusion import StableDiffusion
@@ -21,6 +25,7 @@ from trainers.lora.rack import Rack
 
 MOST_AT_ONCE = 8  # pictures sampled as one batch
 OnStep = Callable[[int, int], None]  # (steps done, steps in all)
+OnLatents = Callable[[Sequence[int], int, Tensor], None]  # (which cells, steps of these that are done, their latents)
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,25 @@ def load(recipe: Recipe, device: str = "auto") -> Easel:
     Raises BaseError or ConfigError; AdapterError with what is wrong with any of the adapters; a digest of the recipe
     that isn't what is there is an error too.
     """
-    folder = bases.find(recipe.base)
+    return set_up(recipe, open_base(bases.find(recipe.base), device))
+
+
+def open_base(folder: Path, device: str = "auto") -> StableDiffusion:
+    """The base in `folder`; its parts are loaded when they are first needed. Raises BaseError or ConfigError."""
     machine = devices.machine(device)
-    family = StableDiffusion(folder, device=machine.device, dtype=machine.frozen_dtype)
+    return StableDiffusion(folder, device=machine.device, dtype=machine.frozen_dtype)
+
+
+def set_up(recipe: Recipe, family: StableDiffusion, rack: Rack | None = None, read: Reader = resident.read) -> Easel:
+    """`load` with a base that is open already; of the rack's residents, those that the recipe names stay as they are.
+
+    `read` gives an adapter's file as it acts in the rack.
+    """
     check_size(family, recipe.size)
     digests = {part: family.digest(part) for part in DIGESTS}
     resident.check_digests(recipe.base, recipe.digests, digests)
-    rack = Rack(family.parts())
-    uses, notes = resident.hang(rack, recipe.adapters, recipe.partial)
+    rack = Rack(family.parts()) if rack is None else rack
+    uses, notes = resident.hang(rack, recipe.adapters, recipe.partial, read)
     known = replace(recipe, base=resident.base_of(recipe.base), digests=digests, adapters=uses)
     return Easel(family, rack, tuple(use.digest for use in uses), known, notes)
 
@@ -86,11 +102,16 @@ def batches(cells: Sequence[Recipe], most: int = MOST_AT_ONCE) -> list[list[int]
 
 
 def draw(
-    easel: Easel, cells: Sequence[Recipe], most: int = MOST_AT_ONCE, on_step: OnStep | None = None
+    easel: Easel,
+    cells: Sequence[Recipe],
+    most: int = MOST_AT_ONCE,
+    on_step: OnStep | None = None,
+    on_latents: OnLatents | None = None,
 ) -> Iterator[tuple[int, Picture]]:
     """(its place among the cells, the picture) for each, as batches are done.
 
     A cell is a recipe of one picture with the easel's base and adapters; gains, prompts, seeds may differ in a batch.
+    `on_latents` is given what StableDiffusion.sample tells after each step.
     """
     plan = batches(cells, most)
     total = sum(cells[group[0]].steps for group in plan)
@@ -102,14 +123,16 @@ def draw(
             if on_step:
                 on_step(before + step, total)
 
-        images = sample(easel, these, tell)
+        images = sample(easel, these, tell, partial(on_latents, group) if on_latents else None)
         done += these[0].steps
         for place, (k, image) in enumerate(zip(group, images, strict=True)):
             made = Made(len(group), place, facts(easel))
             yield k, Picture(image, replace(these[place], size=image.size, grid=None, made=made))
 
 
-def sample(easel: Easel, cells: Sequence[Recipe], on_step: OnStep) -> list[Image.Image]:
+def sample(
+    easel: Easel, cells: Sequence[Recipe], on_step: OnStep, on_latents: Callable[[int, Tensor], None] | None = None
+) -> list[Image.Image]:
     """One batch; every sample has its own gains, also where they are alike, so that rounding is that of its place."""
     rack, first = easel.rack, cells[0]
     rack.set([{key: use.gain for key, use in zip(easel.keys, cell.adapters, strict=True)} for cell in cells])
@@ -127,6 +150,7 @@ def sample(easel: Easel, cells: Sequence[Recipe], on_step: OnStep) -> list[Image
         size=first.size,
         sampler=first.sampler,
         on_step=step,
+        on_latents=on_latents,
     )
 
 

@@ -67,9 +67,14 @@ class Base(Protocol):
         """What is made of one prompt in each cell: pictures, or lines of text."""
 
 
-def on_base(base: str, adapters: Mapping[str, Adapter], device: str = "auto") -> tuple[Base, list[str]]:
-    """(the base with the adapters in its rack, their keys). AdapterError: everything that doesn't fit, by name."""
-    opened = _opened(base, device)
+def on_base(
+    base: str, adapters: Mapping[str, Adapter], device: str = "auto", opened: Base | None = None
+) -> tuple[Base, list[str]]:
+    """(the base with the adapters in its rack, their keys). AdapterError: everything that doesn't fit, by name.
+
+    `opened` is the base where it is in memory already.
+    """
+    opened = opened or _opened(base, device)
     keys, faults = list[str](), list[str]()
     for name, adapter in adapters.items():
         if is_text(adapter.pairs) != (opened.kind == "text"):

@@ -56,7 +56,7 @@ class Conversation:
         Raises ConfigError, and nothing has been said, where not even the question alone fits the base's context.
         """
         turns = [*self.turns, Turn("user", text)]
-        ids, forgotten = self._fitted(turns)
+        ids, forgotten = self.fitted(turns)
         seed = self.recipe.seed + self._drawn
         tell = (lambda _, piece: on_text(piece)) if on_text else None
         (made,) = batch(self.desk, [ids], [replace(self.recipe, prompt=text, seed=seed)], tell)
@@ -97,7 +97,7 @@ class Conversation:
         """The next answer is drawn with the recipe's own seed."""
         self._drawn = 0
 
-    def _fitted(self, turns: list[Turn]) -> tuple[list[int], int]:
+    def fitted(self, turns: list[Turn]) -> tuple[list[int], int]:
         """The tokens of what still fits with room for an answer (half the context, if that is asked), and how many
         turns don't: the oldest go, each question with its answer."""
         context, forgotten = self.desk.family.context, self.forgotten

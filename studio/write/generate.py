@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import TemplateError
 
 from studio import resident
+from studio.resident import Reader
 from studio.write.recipe import DIGESTS, WritingRecipe
 from trainers import bases, devices
 from trainers.errors import ConfigError
@@ -59,15 +61,26 @@ def load(recipe: WritingRecipe, device: str = "auto") -> Desk:
     Raises BaseError or ConfigError; AdapterError with what is wrong with any of the adapters; a digest of the recipe
     that isn't what is there is an error too.
     """
-    folder = bases.find(recipe.base, kind="text")
+    return set_up(recipe, open_base(bases.find(recipe.base, kind="text"), device))
+
+
+def open_base(folder: Path, device: str = "auto") -> CausalLM:
+    """The base in `folder`; it is loaded when it is first needed. Raises BaseError or ConfigError."""
     machine = devices.machine(device)
-    family = CausalLM(folder, device=machine.device, dtype=machine.frozen_dtype)
+    return CausalLM(folder, device=machine.device, dtype=machine.frozen_dtype)
+
+
+def set_up(recipe: WritingRecipe, family: CausalLM, rack: Rack | None = None, read: Reader = resident.read) -> Desk:
+    """`load` with a base that is open already; of the rack's residents, those that the recipe names stay as they are.
+
+    `read` gives an adapter's file as it acts in the rack.
+    """
     if recipe.chat:
         check_template(family.part("tokenizer"), recipe.base)
     digests = {part: family.digest(part) for part in DIGESTS}
     resident.check_digests(recipe.base, recipe.digests, digests)
-    rack = Rack(family.parts())
-    uses, notes = resident.hang(rack, recipe.adapters, recipe.partial)
+    rack = Rack(family.parts()) if rack is None else rack
+    uses, notes = resident.hang(rack, recipe.adapters, recipe.partial, read)
     known = replace(recipe, base=resident.base_of(recipe.base), digests=digests, adapters=uses)
     return Desk(family, rack, tuple(use.digest for use in uses), known, notes)
 

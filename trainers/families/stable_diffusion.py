@@ -26,6 +26,7 @@ from trainers.bases import reading
 from trainers.digests import digest_of_files
 from trainers.errors import BaseError
 from trainers.families.base import Encoding, Example, Loss, evaluating
+from trainers.families.stepping import guesses, steps_over
 
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
@@ -247,24 +248,31 @@ class StableDiffusion:
         size: tuple[int, int] | None = None,
         sampler: str | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        on_latents: Callable[[int, Tensor], None] | None = None,
     ) -> list[Image.Image]:
         """One picture per (prompt, seed), as one batch, through diffusers' own pipeline; `size` is (width, height).
 
-        `negative` is one for all or one for each; `on_step(steps done, steps)` is called after each call of the UNet.
+        `negative` is one for all or one for each; `on_step(steps done, steps)` is called after each call of the UNet,
+        and then `on_latents(steps done, what the finished latents (B, C, h, w) will be as far as the sampler knows)`.
         """
+        scheduler = self._scheduler(sampler)
+        guess = guesses(scheduler) if on_latents else None
         parts: dict[str, Any] = {name: self.part(name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
         extras: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
         def tell(pipeline: Any, call: int, _: Any, values: dict[str, Any]) -> dict[str, Any]:
+            done = steps_over(scheduler.timesteps.tolist(), call, steps)
             if on_step:
-                on_step(steps_over(pipeline.scheduler.timesteps.tolist(), call, steps), steps)
+                on_step(done, steps)
+            if on_latents and guess:
+                on_latents(done, guess(values["latents"]))
             return values
 
         width, height = size or (self.resolution, self.resolution)
         models = (parts["unet"], parts["text_encoder"])
         with warnings.catch_warnings(), evaluating(*models), self.autocast():
             warnings.simplefilter("ignore")  # of old bases' settings, which diffusers puts right itself
-            pipeline: Any = StableDiffusionPipeline(scheduler=self._scheduler(sampler), **parts, **extras)
+            pipeline: Any = StableDiffusionPipeline(scheduler=scheduler, **parts, **extras)
             pipeline.set_progress_bar_config(disable=True)
             made = pipeline(
                 prompt=list(prompts),
@@ -285,12 +293,3 @@ class StableDiffusion:
             name, extra = SAMPLERS[sampler] if sampler else (index["scheduler"][1], {})
             kind = "v_prediction" if self.prediction == "v" else "epsilon"
             return getattr(diffusers, name).from_pretrained(self.folder / "scheduler", prediction_type=kind, **extra)
-
-
-def steps_over(timesteps: Sequence[float], call: int, steps: int) -> int:
-    """How many of the steps are over after a call of the UNet: PNDM and Heun call it again at the same timestep."""
-    if len(timesteps) == steps:  # among which rounding may have made some alike
-        return call + 1
-    each = list(dict.fromkeys(timesteps))
-    over = each.index(timesteps[call + 1]) if call + 1 < len(timesteps) else len(each)
-    return over * steps // len(each)

@@ -1,0 +1,41 @@
+"""The frame around the studio's pages: theme, who may come in, the five pages. Streamlit runs it at every change.
+
+Try it: `stylora app`
+"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from studio.app import state
+from studio.app.parts import door, look, notices
+
+PAGES = {
+    "generate": ("Generate", ":material/brush:"),
+    "library": ("Library", ":material/photo_library:"),
+    "train": ("Train", ":material/school:"),
+    "blend": ("Blend & merge", ":material/blender:"),
+    "text": ("Text", ":material/ink_pen:"),
+}
+
+
+def main() -> None:
+    """One run of the frame and of the page that is open."""
+    st.set_page_config("Stylora", page_icon=look.ICON, layout="wide", initial_sidebar_state="collapsed")
+    look.dress()
+    if not state.admitted():
+        door.ask()
+        return
+    pages = [
+        st.Page(state.PAGES[name], title=title, icon=icon, url_path=name, default=name == "generate")
+        for name, (title, icon) in PAGES.items()
+    ]
+    with notices.told():
+        state.sit_down()
+        opened = st.navigation(pages, position="top")
+        notices.say_toasts()
+        opened.run()
+
+
+if __name__ == "__main__":
+    main()

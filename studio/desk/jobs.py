@@ -1,0 +1,219 @@
+"""What can be asked of the engine: the kinds of jobs as values, what the store keeps of them, and who does them.
+
+Try it: python -c "from studio.desk.jobs import *; print(list(KINDS))"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from studio.desk.rows import JobRow, Json
+
+if TYPE_CHECKING:
+    from studio.desk.work import Work
+    from studio.draw.recipe import Recipe
+    from studio.draw.use import Use
+    from studio.write.recipe import WritingRecipe
+
+ROOT = Path("/")  # paths in a job's recipe are seen from here
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Pictures -> {"pictures": [ids], "notes": []}; `previews` while they are drawn."""
+
+    recipe: Recipe
+    previews: bool = True
+    kind: ClassVar[str] = "draw"
+
+    @property
+    def title(self) -> str:
+        return self.recipe.prompt
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One sheet of the recipe's grid -> {"pictures": [id], "notes": []}."""
+
+    recipe: Recipe
+    previews: bool = True
+    kind: ClassVar[str] = "grid"
+
+    @property
+    def title(self) -> str:
+        return self.recipe.prompt
+
+
+@dataclass(frozen=True)
+class Write:
+    """Texts -> {"texts": [], "endings": [], "seeds": [], "whose": ["adapters" | "base"], "forgotten": n, "notes": []}.
+
+    With `compare` each is followed by what the bare base writes. `said` is a chat so far, question and answer in turn.
+    """
+
+    recipe: WritingRecipe
+    compare: bool = False
+    said: tuple[str, ...] = ()
+    kind: ClassVar[str] = "write"
+
+    @property
+    def title(self) -> str:
+        return self.recipe.prompt
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Several adapters as one of the library -> {"id", "path", "sha256", "certificate", "blocks", "total", "figure",
+    "notes"}: `path` is seen from the home folder, `figure` (energy lost per block) from `.studio`."""
+
+    adapters: tuple[Use, ...]
+    name: str
+    method: str = "svd"
+    rank: int | None = None
+    energy: float | None = None
+    density: float | None = None
+    seed: int | None = None
+    dtype: str = "fp16"
+    overwrite: bool = False
+    kind: ClassVar[str] = "blend"
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Resize:
+    """One adapter cut to a rank or a share of its energy; the result is Blend's."""
+
+    adapters: tuple[Use, ...]
+    name: str
+    rank: int | None = None
+    energy: float | None = None
+    dtype: str = "fp16"
+    overwrite: bool = False
+    kind: ClassVar[str] = "resize"
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Adapters in a base's own weights -> {"path" seen from `.studio`, "proved", "modules", "answers", "notes"}.
+
+    Can't be cancelled midway.
+    """
+
+    adapters: tuple[Use, ...]
+    name: str
+    base: str
+    dtype: str = "keep"
+    partial: bool = False
+    overwrite: bool = False
+    kind: ClassVar[str] = "merge"
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Export:
+    """An adapter for another tool -> {"path" seen from `.studio`, "modules", "dtype", "notes"}; `base` serves GGUF and
+    DoRA."""
+
+    adapters: tuple[Use, ...]
+    to: str
+    dtype: str | None = None
+    rank: int | None = None
+    base: str | None = None
+    kind: ClassVar[str] = "export"
+
+    @property
+    def title(self) -> str:
+        return f"{self.adapters[0].title} for {self.to}"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What adapters are or do -> {"facts", "figure": a PNG seen from `.studio`}; anatomy takes one, conflict more."""
+
+    what: Literal["anatomy", "strength", "conflict"]
+    adapters: tuple[Use, ...]
+    base: str | None = None  # without one: anatomy in units of the weights, conflict by directions alone
+    weights: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+    pictures: bool = True
+    kind: ClassVar[str] = "measure"
+
+    @property
+    def title(self) -> str:
+        return f"{self.what} of {', '.join(use.title for use in self.adapters)}"
+
+
+Job = Draw | Grid | Write | Blend | Resize | Merge | Export | Measure
+
+# kind -> (its job, who does it); these modules load the models' libraries, so they are imported by the worker
+KINDS: dict[str, tuple[type[Any], str]] = {
+    "draw": (Draw, "studio.desk.drawing:draw"),
+    "grid": (Grid, "studio.desk.drawing:grid"),
+    "write": (Write, "studio.desk.texting:write"),
+    "blend": (Blend, "studio.desk.making:blend"),
+    "resize": (Resize, "studio.desk.making:resize"),
+    "merge": (Merge, "studio.desk.making:merge"),
+    "export": (Export, "studio.desk.making:export"),
+    "measure": (Measure, "studio.desk.measuring:measure"),
+}
+
+
+def runner(kind: str) -> Callable[[Work, Any], Json]:
+    """What does a kind of job on the worker's thread, and gives its result."""
+    module, _, name = KINDS[kind][1].partition(":")
+    found: Callable[[Work, Any], Json] = getattr(import_module(module), name)
+    return found
+
+
+# --- as the store keeps them -----------------------------------------------------------------------------------------
+
+
+def spec_of(job: Job) -> Json:
+    """All that a job is, as JSON: its recipe as TOML, its adapters as tables."""
+    return {field.name: _plain(job, field.name) for field in fields(job)}
+
+
+def _plain(job: Job, name: str) -> Any:
+    value = getattr(job, name)
+    if name == "recipe":
+        from studio.draw import recipe as pictures
+        from studio.write import recipe as texts
+
+        return (texts if isinstance(job, Write) else pictures).write(value, ROOT)
+    if name == "adapters":
+        from studio.draw.use import to_table
+
+        return [to_table(use, ROOT) for use in value]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def job_of(row: JobRow) -> Job:
+    """The job that a row of the store tells, to be given again. Raises ConfigError or AdapterError: a file is gone."""
+    kind, _ = KINDS[row.kind]
+    values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in row.spec.items()}
+    if "recipe" in values:
+        from studio.draw import recipe as pictures
+        from studio.draw.tables import parse
+        from studio.write import recipe as texts
+
+        build = texts.build if kind is Write else pictures.build
+        values["recipe"] = build(parse(values["recipe"], f"job {row.id}"), ROOT, {}, [])
+    if "adapters" in values:
+        from studio.draw.use import from_table
+
+        values["adapters"] = tuple(from_table(table, ROOT) for table in values["adapters"])
+    job: Job = kind(**values)
+    return job

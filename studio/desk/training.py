@@ -1,0 +1,295 @@
+"""Trainings: begun as child processes, one at a time, followed, stopped, resumed, and found again by the next server.
+
+`.studio/runs/<id>/` holds `settings.toml`, the child's `words.txt`, and the run's own folder `run/`. A thread minds the
+queue while there is anything to mind; the children need no server.
+Try: python -c "from studio.desk.training import *; help(Training)"
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any, Literal, Protocol
+
+from studio.desk import child
+from studio.desk.following import Course, Follower
+from studio.desk.places import inside, sample_folders
+from studio.desk.presets import as_toml
+from studio.desk.shelf import plain_name
+from studio.desk.store import Store
+from trainers.config import TrainConfig
+from trainers.errors import ConfigError, RunError, StyloraError
+
+State = Literal["waiting", "running", "stopping", "stopped", "done", "failed"]
+LIVING, RESUMABLE = ("running", "stopping"), ("stopped", "failed")
+KEY = "run:"  # what the runs' rows are called in the store
+PATIENCE = 15.0  # seconds that a child has to stop by itself
+BEAT = 0.4  # seconds between two looks at the children
+PATHS = ("data", "dataset.plain", "dataset.cache")  # settings that name a place on the server
+
+
+class Shelf(Protocol):
+    """Where finished adapters go: `studio.desk.library.Library`."""
+
+    def add_path(self, path: Path) -> Any:
+        """Takes a copy; the entry has an `id`."""
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One training as the store keeps it; times are seconds since 1970. `adapter` is its id in the library."""
+
+    id: str
+    desk: str
+    title: str
+    base: str
+    data: str
+    steps: int
+    batch: int
+    created: float
+    queued: float  # those who wait go by this
+    state: State = "waiting"
+    pid: int = 0
+    spoken: int = 0  # bytes of words.txt from before the child that runs now
+    asked: float = 0.0  # when it was asked to stop
+    error: dict[str, Any] | None = None
+    adapter: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus(Course):
+    """A training now: its course, its row, its place among those who wait (1 is next; 0: it doesn't wait)."""
+
+    run: RunRow
+    state: State
+    place: int
+    error: StyloraError | None
+    adapter: Path | None  # as the run left it; `run.adapter` is the library's
+
+
+class Training:
+    """The trainings of a home folder. May be used from any thread, and by several servers on one home.
+
+    `roots` are the folders besides the home and the sample styles that data may lie in.
+    """
+
+    def __init__(self, home: Path, store: Store, library: Shelf | None = None, roots: Sequence[Path] = ()) -> None:
+        self.folder = home.resolve() / ".studio" / "runs"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.store, self.library, self.roots = store, library, (home, *roots, *sample_folders().values())
+        self._followers: dict[str, Follower] = {}
+        self._closed, self._lock, self._thread = Event(), Lock(), Thread()
+        if self._needed():
+            self._mind()
+
+    def close(self) -> None:
+        """Mind the queue no more. What is being trained goes on; who waits waits for the next server."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # --- what a page asks --------------------------------------------------------------------------------------------
+
+    def runs(self, desk: str | None = None) -> list[RunRow]:
+        """All runs, or those of a desk; the newest first."""
+        rows = [RunRow(**facts) for facts in self.store.under(KEY).values()]
+        return sorted((row for row in rows if desk in (None, row.desk)), key=lambda row: -row.created)
+
+    def run(self, id: str) -> RunRow:
+        """Raises RunError: there is none."""
+        facts = self.store.get(KEY + id)
+        if facts is None:
+            raise RunError("there is no such training", next_step="reload the page")
+        return RunRow(**facts)
+
+    def status(self, id: str) -> RunStatus:
+        """All there is to say of a run now. Raises RunError: there is none."""
+        row = self.run(id)
+        course = self._followers.setdefault(id, Follower(self._out(id) / "events.jsonl")).read()
+        facts = vars(course) | {"steps": course.steps or row.steps}
+        error = StyloraError(**row.error) if row.error else None
+        return RunStatus(**facts, run=row, state=row.state, place=self._place(row), error=error, adapter=self._made(id))
+
+    def pace(self, base: str) -> float | None:
+        """Seconds a sample took in the newest finished run on this base; None where there was none."""
+        for row in self.runs():
+            if row.base == base and row.state == "done" and (report := self._report(row.id)):
+                return float(report["seconds"]) / (int(report["steps"]) * row.batch)
+        return None
+
+    # --- what a page wants -------------------------------------------------------------------------------------------
+
+    def start(self, desk: str, config: Mapping[str, Any], title: str) -> str:
+        """Put a training into the queue; `config` by dotted key, without `out`. Returns its id.
+
+        Raises ConfigError with every fault of the settings, and where data lies outside the allowed folders.
+        """
+        given = dict(config) | {"name": plain_name(title)}
+        now = time.time()
+        id = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{time.time_ns() % 10**6:06}"
+        built = TrainConfig.build(values=given | {"out": str(self._out(id))})
+        places = self._places(built, given)
+        self._folder(id).mkdir()
+        given |= {key: built.get(key) for key in given} | places | {"out": str(self._out(id))}
+        (self._folder(id) / "settings.toml").write_text(as_toml(given), encoding="utf-8")
+        row = RunRow(id, desk, title, built.base, str(given["data"]), built.train.steps, built.train.batch, now, now)
+        self._put(row)
+        self._mind()
+        return id
+
+    def stop(self, id: str) -> None:
+        """Stop a run as ctrl-C does, or take it out of the queue; `resume` goes on with it to the same bytes."""
+        with self._alone():
+            row = self.run(id)
+            if row.state == "waiting":
+                self._put(replace(row, state="stopped"))
+            elif row.state == "running":
+                if child.lives(self._words(id)):
+                    child.interrupt(row.pid)
+                self._put(replace(row, state="stopping", asked=time.time()))
+
+    def resume(self, id: str) -> None:
+        """Put a stopped or failed run into the queue again. Raises RunError where it is neither."""
+        with self._alone():
+            row = self.run(id)
+            if row.state not in RESUMABLE:
+                raise RunError(f"{row.title} is {row.state}", next_step="only a stopped or failed training can go on")
+            self._put(replace(row, state="waiting", queued=time.time(), asked=0.0, error=None))
+        self._mind()
+
+    def remove(self, id: str) -> None:
+        """Delete a run and its folder; its adapter stays in the library. Raises RunError where it is being trained."""
+        with self._alone():
+            row = self.run(id)
+            if row.state in LIVING:
+                raise RunError(f"{row.title} is being trained", next_step="stop it first")
+            self.store.drop(KEY + id)
+            self._followers.pop(id, None)
+        shutil.rmtree(self._folder(id), ignore_errors=True)
+
+    # --- the queue ---------------------------------------------------------------------------------------------------
+
+    def tend(self) -> bool:
+        """Look at the children once: who ended, who must end, who is next. True while there is anything to mind."""
+        with self._alone():
+            rows = sorted(self.runs(), key=lambda row: row.queued)
+            for row in [row for row in rows if row.state in LIVING]:
+                self._look_at(row)
+            living = any(row.state in LIVING for row in self.runs())
+            waiting = [row for row in rows if row.state == "waiting"]
+            if waiting and not living:
+                self._begin(waiting[0])
+        return bool(living or waiting)
+
+    def _mind(self) -> None:
+        """See to it that a thread tends."""
+        with self._lock:
+            if not self._thread.is_alive() and not self._closed.is_set():
+                self._thread = Thread(target=self._tend_while_there_is_need, name="trainings", daemon=True)
+                self._thread.start()
+
+    def _tend_while_there_is_need(self) -> None:
+        while not self._closed.wait(BEAT):
+            try:
+                if self.tend():
+                    continue
+            except (StyloraError, OSError):  # a full disk, a busy database: the next look may do better
+                continue
+            with self._lock:  # whoever queues a run from now on finds no thread, and begins one
+                if not self._needed():
+                    self._thread = Thread()
+                    return
+
+    def _needed(self) -> bool:
+        return any(row.state == "waiting" or row.state in LIVING for row in self.runs())
+
+    def _begin(self, row: RunRow) -> None:
+        words = self._words(row.id)
+        begun = (self._out(row.id) / "config.toml").is_file()
+        order = ("resume", str(self._out(row.id))) if begun else ("train", str(words.with_name("settings.toml")))
+        spoken = words.stat().st_size if words.is_file() else 0
+        row = replace(row, state="running", spoken=spoken, pid=0)
+        self._put(row)  # before there is a child: one that no row tells of would be begun twice
+        try:
+            self._put(replace(row, pid=child.launch(order, words)))
+        except RunError as error:
+            self._put(replace(row, state="failed", error=_said(error)))
+
+    def _look_at(self, row: RunRow) -> None:
+        """A child that ended has left an adapter, was stopped, or failed."""
+        if child.lives(self._words(row.id)):
+            if row.state == "stopping" and time.time() - row.asked > PATIENCE:
+                child.interrupt(row.pid, signal.SIGTERM)
+            return
+        if made := self._made(row.id):
+            self._put(self._landed(row, made))
+        elif row.state == "stopping":
+            self._put(replace(row, state="stopped"))
+        elif not row.pid:  # the server ended before it could begin the child
+            self._put(replace(row, state="waiting"))
+        else:
+            self._put(replace(row, state="failed", error=_said(child.complaint(self._words(row.id), row.spoken))))
+
+    def _landed(self, row: RunRow, made: Path) -> RunRow:
+        """Its adapter is put into the library; where that fails, the run is done all the same and says why."""
+        try:
+            entry = self.library.add_path(made) if self.library else None
+        except StyloraError as error:
+            return replace(row, state="done", error=_said(error))
+        return replace(row, state="done", adapter=entry.id if entry else "")
+
+    # --- places ------------------------------------------------------------------------------------------------------
+
+    def _folder(self, id: str) -> Path:
+        return self.folder / id
+
+    def _out(self, id: str) -> Path:
+        return self._folder(id) / "run"
+
+    def _words(self, id: str) -> Path:
+        return self._folder(id) / "words.txt"
+
+    def _report(self, id: str) -> dict[str, Any]:
+        """What a finished run says of itself, which is written last; empty while there is none."""
+        try:
+            return dict(json.loads((self._out(id) / "report.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _made(self, id: str) -> Path | None:
+        path = self._out(id) / str(self._report(id).get("adapter") or "-")
+        return path if path.exists() else None
+
+    def _place(self, row: RunRow) -> int:
+        waiting = [other for other in self.runs() if other.state == "waiting" and other.queued <= row.queued]
+        return len(waiting) if row.state == "waiting" else 0
+
+    def _places(self, config: TrainConfig, given: Mapping[str, Any]) -> dict[str, str]:
+        """The settings that name a place, as whole paths. Raises ConfigError where one lies outside the roots."""
+        paths = {key: Path(config.get(key)) for key in PATHS if given.get(key) is not None}
+        if out := [f"{key}: {path}" for key, path in paths.items() if not inside(path, self.roots)]:
+            raise ConfigError("that lies outside the folders that the studio may read", out, "upload the files instead")
+        whole = {key: str(path.resolve()) for key, path in paths.items()}
+        return whole | ({"base": str(Path(config.base).resolve())} if Path(config.base).is_dir() else {})
+
+    def _put(self, row: RunRow) -> None:
+        self.store.put(KEY + row.id, asdict(row))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread of one server at a time changes runs."""
+        with (self.folder / ".lock").open("wb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+def _said(error: StyloraError) -> dict[str, Any]:
+    return {"what": error.what, "faults": list(error.faults), "next_step": error.next_step}

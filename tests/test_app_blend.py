@@ -1,0 +1,118 @@
+"""The Blend page without a browser: a blend and its certificate, the comparison, merge with receipt, export."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pages import draft, engine_of, finished, said, visit
+
+from studio.app.parts import beside, cutting
+from studio.app.views import blend
+from studio.blend.methods import METHODS
+from studio.desk.engine import Engine
+from tests.checkpoints import random_adapter
+from trainers.lora.adapter import Adapter, content_digest
+from trainers.lora.formats import FORMATS
+
+
+@pytest.fixture
+def engine(tmp_path: Path, tiny_base: Path) -> Iterator[Engine]:
+    (tmp_path / "home").mkdir()
+    with engine_of(tmp_path / "home", str(tiny_base), "tiny-lm") as opened:
+        yield opened
+
+
+@pytest.fixture
+def hung(engine: Engine, tiny_base: Path) -> list[dict[str, object]]:
+    """Two adapters of the library, in the rack."""
+    for seed, name in enumerate(("ink", "neon")):
+        random_adapter(tiny_base, seed, kinds=("attn",)).save(engine.home / f"{name}.safetensors")
+    engine.library.refresh()
+    return [{"id": entry.id, "weight": 0.5} for entry in engine.library.cards()]
+
+
+def test_an_empty_library_says_how_to_begin(engine: Engine) -> None:
+    at = visit(engine, "blend")
+    assert "Nothing to blend yet" in said(at)
+    at.button(key="blend.train").click().run()
+    assert draft(at, "train.style") == "ink"
+
+
+def test_a_blend_lands_in_the_library_with_its_certificate(engine: Engine, hung: list[dict[str, object]]) -> None:
+    at = visit(engine, "blend", generate__rack=hung)
+    at.button(key="blend.take").click().run()
+    at.segmented_control(key="w.blend.cut").set_value("rank").run()
+    at.slider(key="w.blend.rank").set_value(3).run()
+    at.button(key="blend.go").click().run()
+    at = finished(at, engine, draft(at, "blend.job.blend")["job"])
+    assert [metric.label for metric in at.metric] == ["Energy kept", "In the file", "Ranks"]
+    assert at.metric[2].value == "3"
+    (entry,) = (one for one in engine.library.cards() if one.name == "ink and neon")
+    assert blend._bytes_of(entry.id) == entry.path.read_bytes()
+    at.button(key="blend.go").click().run()  # the name is taken by now
+    assert "nothing was written" in said(finished(at, engine, draft(at, "blend.job.blend")["job"]))
+
+
+def test_the_live_blend_beside_the_file(
+    engine: Engine, hung: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = visit(engine, "blend", blend__rack=hung, blend__method="concat", blend__dtype="fp32")
+    at.button(key="blend.go").click().run()
+    at = finished(at, engine, draft(at, "blend.job.blend")["job"])
+    monkeypatch.setattr(beside, "job", _quick)
+    at.button(key="blend.compare").click().run()
+    at = finished(at, engine, *draft(at, "blend.beside")["jobs"])
+    live, file = (engine.store.job(job).spec["recipe"] for job in draft(at, "blend.beside")["jobs"])
+    assert (live.count("[[adapter]]"), file.count("[[adapter]]")) == (2, 1)
+    assert len(engine.store.pictures(None)) == 2
+    at.button(key="blend.then.merge").click().run()
+    assert len(draft(at, "blend.rack")) == 1
+    assert at.button(key="blend.merge")
+
+
+def _quick(kind: str, base: str, uses: tuple[object, ...]) -> object:
+    from studio.desk.jobs import Draw
+    from studio.draw.recipe import Recipe
+
+    return Draw(Recipe("x", base=base, adapters=uses, steps=1, guidance=1.0))  # type: ignore[arg-type]
+
+
+def test_a_merge_shows_its_receipt_and_is_a_base_from_then_on(engine: Engine, hung: list[dict[str, object]]) -> None:
+    at = visit(engine, "blend", blend__rack=hung, blend__what="merge", blend__merged="both")
+    at.button(key="blend.merge").click().run()
+    at = finished(at, engine, draft(at, "blend.job.merge")["job"])
+    assert "Proved" in said(at)
+    assert "of what the adapters do" in said(at)
+    made = engine.home / ".studio" / "merged" / "both"
+    at.run()
+    assert str(made) in at.selectbox(key="w.blend.base.pictures").options
+    names = zipfile.ZipFile(io.BytesIO(blend.packed(made))).namelist()
+    assert "both/model_index.json" in names or any(name.endswith(".safetensors") for name in names)
+
+
+def test_an_export_reads_back(engine: Engine, hung: list[dict[str, object]]) -> None:
+    at = visit(engine, "blend", blend__rack=hung, blend__what="export", blend__to__pictures="diffusers")
+    at.button(key="blend.export").click().run()
+    job = draft(at, "blend.job.export")["job"]
+    at = finished(at, engine, job)
+    assert "modules as" in said(at)
+    path = engine.file(job, engine.store.job(job).desk)
+    assert content_digest(Adapter.load(path)) == hung[0]["id"]
+
+
+def test_lists_are_those_of_the_library_code() -> None:
+    assert {name: (row.about, row.takes) for name, row in METHODS.items()} == cutting.METHODS
+    assert set(blend.FORMATS) == {*FORMATS, "gguf"}
+
+
+EARLY = "unet.down_blocks.0.attentions.0.proj_in"
+
+
+def test_what_a_layer_kept_is_a_share() -> None:
+    table = {"layers": {"unet.mid_block.x": [4, 3.0, 1.0, 1.0], EARLY: [2, 0.0, 0.0, 0.0]}}
+    rows = cutting.kept(table)["data"]["values"]
+    assert [(row["path"], row["kept"]) for row in rows] == [(EARLY, 100.0), ("unet.mid_block.x", 75.0)]
