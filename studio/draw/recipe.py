@@ -95,14 +95,19 @@ def read(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Re
 
     Raises one ConfigError with all that is wrong in both.
     """
+    return build(*opened(file, flags or {}))
+
+
+def opened(file: Path | None, flags: Mapping[str, Any]) -> tuple[Table, Path, Mapping[str, Any], list[str]]:
+    """What `build` takes, of pictures or texts: a file's tables and its folder, the flags, what is wrong so far."""
     faults: list[str] = []
     table: Table = {}
     if file:
         with noting(faults):
             table = parse(text_of(file), str(file))
         if faults:
-            flags = {"prompt": ""} | dict(flags or {})  # which may well be in the file
-    return build(table, file.parent if file else Path(), flags or {}, faults)
+            flags = {"prompt": ""} | dict(flags)  # which may well be in the file
+    return table, file.parent if file else Path(), flags, faults
 
 
 def build(table: Table, folder: Path, flags: Mapping[str, Any], faults: list[str]) -> Recipe:

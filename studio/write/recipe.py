@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from studio.draw.axes import GRID, Axes
-from studio.draw.recipe import MOST, text_of
-from studio.draw.tables import Kinds, Table, noting, parse, toml, unicode_faults
+from studio.draw.recipe import MOST, opened
+from studio.draw.tables import Kinds, Table, toml, unicode_faults
 from studio.draw.use import Use, base_written, settled, to_table
 from trainers.errors import ConfigError
 from trainers.families.sampling import Sampling
@@ -77,14 +77,7 @@ def read(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Wr
 
     Raises one ConfigError with all that is wrong in both.
     """
-    faults: list[str] = []
-    table: Table = {}
-    if file:
-        with noting(faults):
-            table = parse(text_of(file), str(file))
-        if faults:
-            flags = {"prompt": ""} | dict(flags or {})  # which may well be in the file
-    return build(table, file.parent if file else Path(), flags or {}, faults)
+    return build(*opened(file, flags or {}))
 
 
 def build(table: Table, folder: Path, flags: Mapping[str, Any], faults: list[str]) -> WritingRecipe:
