@@ -44,7 +44,7 @@ def test_dropped_pictures_become_an_adapter_in_the_library(visit: Visit, studio:
     word.press("Enter")
     settle(page)
     unfold(page, "All settings")
-    type_into(page, "w.form.pictures.train.steps", "3")
+    type_into(page, "form.pictures.train.steps", "3")
     unfold(page, "All settings")
     shoot(page, "train-data")
     press(page, "train.start")

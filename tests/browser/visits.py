@@ -76,14 +76,14 @@ def keyed(page: Page, key: str) -> Locator:
 
 
 def press(page: Page, key: str) -> None:
-    keyed(page, key).locator("button").click()
+    keyed(page, key).locator("button").first.click()
 
 
 def type_into(page: Page, key: str, text: str) -> None:
     """Type and leave the field, then wait until the page has taken it."""
     field = keyed(page, key).locator("input, textarea").first
     field.fill(text)
-    field.press("Tab")
+    field.blur()
     settle(page)
 
 
