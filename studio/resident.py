@@ -51,11 +51,13 @@ def read(rack: Rack, path: Path, partial: bool) -> Found:
 
 
 def hang(
-    rack: Rack, wanted: Sequence[Use], partial: bool = False, read: Reader = read
+    rack: Rack, wanted: Sequence[Use], partial: bool = False, read: Reader = read, base: str = "", base_digest: str = ""
 ) -> tuple[tuple[Use, ...], tuple[str, ...]]:
-    """The adapters, now resident in the rack, with their digests; and notes on those of which a part is lost.
+    """The adapters, now resident in the rack, with their digests; notes on those of which a part is lost, and on those
+    that know another `base` of this name.
 
-    Raises AdapterError with what is wrong with any of them; of a file that isn't the one whose digests a use has, too.
+    `base_digest` is the one that a training would write into a header. Raises AdapterError with what is wrong with any
+    of them; of a file that isn't the one whose digests a use has, too.
     """
     uses: list[Use] = []
     notes: list[str] = []
@@ -75,6 +77,7 @@ def hang(
         if not ledger.whole or round(ledger.share, 3) < 1:
             unknown = f" at the most, {ledger.unknown} tensors being of unknown energy" if ledger.unknown else ""
             notes.append(f"{use.path.name}: {ledger.share:.1%} of its energy acts in this base{unknown}")
+        notes += _other_base(own, found.adapter.info.metadata, base, base_digest)
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -93,6 +96,19 @@ def _check(wanted: Use, got: Use, others: Sequence[Use]) -> None:
         )
     if twin := next((use for use in others if use.digest == got.digest), None):
         raise AdapterError(f"{got.path}: the same adapter as {twin.path}", next_step="name it once, with one weight")
+
+
+def _other_base(use: Use, header: Mapping[str, str], base: str, base_digest: str) -> list[str]:
+    """A note where the adapter was trained on a base of the same name that had other numbers.
+
+    Of a base of another name nothing is said: adapters are often meant for what was made of their base, and the same
+    base has another digest in other files. Other programs' digests are of other things.
+    """
+    name, known = header.get("stylora.base") or header.get("ss_sd_model_name"), header.get("stylora.base_digest")
+    if not known or known == base_digest or name != Path(base).name:
+        return []
+    digests = f"its digest is {known[:8]}, this base's is {base_digest[:8]}"
+    return [f"{use.title} was trained on another {name} ({digests}): it may not act as it was meant to"]
 
 
 def check_digests(base: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:

@@ -28,14 +28,13 @@ def engine_of(home: Path, base: str, text_base: str) -> Iterator[Engine]:
             yield opened
         finally:
             opened.training.close()
-            opened.close()
-            state._engine.clear()
+            state.close()
 
 
 def visit(engine: Engine, page: str, **drafts: Any) -> AppTest:
     """The page as a desk sees it that has these drafts ("blend__rack") besides those of before."""
-    kept = engine.store.get(f"drafts/{DESK}") or {}
-    engine.store.put(f"drafts/{DESK}", kept | {name.replace("__", "."): value for name, value in drafts.items()})
+    for name, value in drafts.items():
+        engine.store.put(f"drafts/{DESK}/{name.replace('__', '.')}", value)
     at = AppTest.from_file(str(config.MAIN), default_timeout=60)
     at.query_params["desk"] = DESK
     at.run()

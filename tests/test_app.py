@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import streamlit as st
+from pages import said
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
+from streamlit.runtime.uploaded_file_manager import UploadedFileRec
 from streamlit.testing.v1 import AppTest
 
 from studio.app import config, state
-from studio.app.parts import canvas, door, gallery, notices, rack, settings, sheet
+from studio.app.parts import canvas, gallery, notices, progress, rack, settings, sheet
 from studio.desk.engine import Engine
 from studio.draw.axes import AXES
 from tests.checkpoints import random_adapter
-from trainers.errors import AdapterError
+from trainers.errors import AdapterError, RunError
 from trainers.families.stable_diffusion import SAMPLERS
 from trainers.lora.adapter import Adapter, AdapterInfo
 
@@ -35,8 +39,7 @@ def home(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def engine(home: Path) -> Iterator[Engine]:
     opened = state.engine()
     yield opened
-    opened.close()
-    state._engine.clear()
+    state.close()
 
 
 @pytest.fixture
@@ -53,8 +56,7 @@ def app(engine: Engine) -> Opened:
         at = AppTest.from_file(MAIN, default_timeout=60)
         at.query_params["desk"] = desk
         for name, value in drafts.items():
-            at.session_state["drafts"] = {**(engine.store.get(f"drafts/{desk}") or {}), name.replace("__", "."): value}
-            engine.store.put(f"drafts/{desk}", at.session_state["drafts"])
+            engine.store.put(f"drafts/{desk}/{name.replace('__', '.')}", value)
         at.run()
         if page:
             at.switch_page(f"views/{page}.py").run()
@@ -102,36 +104,51 @@ def test_a_page_that_is_turned_to_keeps_the_desk_and_gets_its_drafts(app: Opened
     assert at.session_state["drafts"]["train.style"] == "ink"
 
 
-def test_sharing_asks_for_the_password_first(app: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STYLORA_SHARE", "1")
-    monkeypatch.setenv(config.PASSWORD, "a long enough secret")
-    door.lock.clear()
-    at = AppTest.from_file(MAIN, default_timeout=60).run()
-    assert not at.text_area
-    assert len(at.text_input) == 1
-    at.text_input[0].set_value("a guess")
-    at.button[0].click().run()
-    assert at.error
-    assert not at.text_area
-    at.text_input[0].set_value("a long enough secret")
-    at.button[0].click().run()
+def test_two_tabs_of_a_browser_keep_each_others_drafts(app: Opened) -> None:
+    one, other = app(), app()
+    one.text_area[0].set_value("a red house").run()
+    other.slider(key="w.generate.guidance").set_value(3.0).run()
+    again = app()
+    assert again.text_area[0].value == "a red house"
+    assert again.slider(key="w.generate.guidance").value == 3.0
+
+
+def test_clearing_streamlits_caches_leaves_the_engine(app: Opened, engine: Engine) -> None:
+    app()
+    st.cache_resource.clear()  # what a browser's clear_cache message does
+    st.cache_data.clear()
+    app()
+    assert state.engine() is engine
+
+
+def test_a_draft_that_cannot_be_stored_is_told_and_the_page_goes_on(
+    app: Opened, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(key: str, value: Any) -> None:
+        raise RunError("studio.db can't be written", ["database or disk is full"], "free some space")
+
+    at = app()
+    monkeypatch.setattr(engine.store, "put", full)
+    at.text_area[0].set_value("a red house").run()
+    assert not at.exception
+    assert "disk is full" in at.error[0].value
+    assert at.text_area[0].value == "a red house"
+    assert not at.run().error  # once
+    at.button(key="begin.train").click().run()
+    assert at.text_input(key="w.train.trigger.ink")  # it turned all the same
+    assert at.session_state["drafts"]["train.style"] == "ink"
+
+
+def test_a_change_that_is_refused_is_told_and_the_page_goes_on(app: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RunError("no")
+
+    at = app()
+    monkeypatch.setattr(state, "put", refuse)
+    at.text_area[0].set_value("a red house").run()
+    assert "no" in at.error[0].value
     assert at.text_area
     assert not at.exception
-
-
-def test_guessing_gets_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr("studio.app.parts.door.time.monotonic", lambda: now[0])
-    lock = door.Lock("right")
-    for _ in range(8):
-        assert not lock.opens("wrong")
-        now[0] += lock.pause()
-    assert not lock.opens("wrong")
-    assert lock.pause() > 30
-    assert not lock.opens("right")  # not looked at during the pause
-    now[0] += door.LONGEST_PAUSE
-    assert lock.opens("right")
-    assert not door.Lock("").opens("")
 
 
 def test_an_error_is_told_in_words() -> None:
@@ -166,7 +183,7 @@ def test_a_job_that_a_killed_server_left_can_be_had(app: Opened, engine: Engine)
     (job,) = engine.store.jobs(DESK)
     engine.store.set_job(job.id, state="lost")
     at = app(generate__jobs=[job.id])
-    assert "closed while this ran" in at.info[0].value
+    assert "closed while this waited or ran" in at.info[0].value
     finished(at.button(key="lost.again").click().run(), engine)
     two, one = engine.store.pictures(DESK)
     assert engine.store.picture_path(two).read_bytes() == engine.store.picture_path(one).read_bytes()
@@ -216,7 +233,7 @@ def test_the_rack(app: Opened, engine: Engine, ink: Path, tiny_base: Path) -> No
     for entry in (one, two):
         at.selectbox(key="w.generate.rack.add").set_value(entry.id).run()
     at.button(key=f"generate.rack.{one.id}.word").click().run()
-    at.button(key=f"generate.rack.{one.id}.word").click().run()
+    assert at.button(key=f"generate.rack.{one.id}.word").disabled  # it is there
     assert at.text_area[0].value == "ink style"  # once
     at.button(key=f"generate.rack.{one.id}.feel").click().run()
     assert at.slider(key=f"generate.rack.{one.id}.weight").value == pytest.approx(0.85)
@@ -234,8 +251,27 @@ def test_the_rack(app: Opened, engine: Engine, ink: Path, tiny_base: Path) -> No
     assert [row["id"] for row in at.session_state["drafts"]["generate.rack"]] == [one.id]
 
 
+def test_a_picture_tells_what_should_be_known_of_it(app: Opened, engine: Engine, home: Path, tiny_base: Path) -> None:
+    header = {"ss_sd_model_name": tiny_base.name, "stylora.base_digest": "f" * 64}
+    home.mkdir(exist_ok=True)
+    Adapter(random_adapter(tiny_base, 1).pairs, AdapterInfo(header)).save(home / "old.safetensors")
+    engine.library.refresh()
+    (entry,) = engine.library.cards()
+    at = app(**QUICK, generate__rack=[{"id": entry.id, "weight": 0.5}], generate__count=2)
+    finished(at.button(key="generate.go").click().run(), engine)
+    assert "old was trained on another" in said(app())  # of a batch, and after a reload
+    (job,) = engine.store.jobs(DESK)
+    at = app(generate__shown=[(job.result or {})["pictures"][1]])
+    assert "old was trained on another" in said(at)
+    engine.store._db.write("DELETE FROM jobs WHERE id = ?", job.id)
+    engine._works.clear()
+    at = app()
+    assert "old was trained" not in said(at)
+    assert not at.error
+
+
 def test_moving_a_slider_draws_and_drops_the_older_wish(app: Opened, engine: Engine) -> None:
-    at = app(generate__auto=True, generate__prompt="a cat", generate__steps=60)
+    at = app(generate__auto=True, generate__prompt="a cat", generate__steps=100)
     assert engine.store.jobs(DESK) == []  # opening the page is no wish
     at.slider(key="w.generate.guidance").set_value(3.0).run()
     at.slider(key="w.generate.guidance").set_value(4.0).run()
@@ -243,6 +279,18 @@ def test_moving_a_slider_draws_and_drops_the_older_wish(app: Opened, engine: Eng
     newer, older = engine.store.jobs(DESK)
     assert (older.state, newer.state) == ("cancelled", "done")
     assert "guidance = 4.0" in newer.spec["recipe"]
+
+
+def test_a_preview_that_comes_soon_is_shown_by_the_run_that_asked(
+    app: Opened, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SOON", 60.0)
+    at = app(generate__auto=True, generate__prompt="a cat", generate__steps=100)
+    at.slider(key="w.generate.guidance").set_value(3.0).run()
+    (preview,) = at.get("image")
+    assert preview.value[0].startswith("data:image/jpeg;base64,/9j/")
+    (job,) = engine.store.jobs(DESK)
+    assert job.state == "running"
 
 
 def test_eight_at_once_each_see_their_own(app: Opened, engine: Engine) -> None:
@@ -309,7 +357,7 @@ def test_search_open_rename_tag_remove_restore(app: Opened, engine: Engine, ink:
     assert at.title[0].value == "my ink"
     at.button(key="one.remove").click().run()
     assert [entry.name for entry in engine.library.cards()] == ["broken"]
-    at.button(key=f"bin.{entries['ink']}").click().run()
+    next(button for button in at.button if button.label == "Restore").click().run()
     assert "my ink" in [entry.name for entry in engine.library.cards()]
     assert not at.exception
 
@@ -338,6 +386,25 @@ def test_an_upload_is_taken_and_a_broken_one_refused(app: Opened, engine: Engine
     assert [entry.name for entry in engine.library.cards()] == ["new"]
     assert "bad" in at.error[0].value
     assert "new" in at.toast[0].value
+
+
+@pytest.mark.parametrize(("page", "name"), [("library", "bad.safetensors"), ("train", "bad.png")])
+def test_no_upload_stays_in_memory(app: Opened, monkeypatch: pytest.MonkeyPatch, page: str, name: str) -> None:
+    held: list[MemoryUploadedFileManager] = []
+    add = MemoryUploadedFileManager.add_file
+
+    def seen(self: MemoryUploadedFileManager, session_id: str, file: UploadedFileRec) -> None:
+        held.append(self)
+        add(self, session_id, file)
+
+    monkeypatch.setattr(MemoryUploadedFileManager, "add_file", seen)
+    at = app(page)
+    before = at.file_uploader[0].proto.id
+    at.file_uploader[0].set_value([(name, b"neither", "")]).run()
+    assert [file for manager in held for files in manager.file_storage.values() for file in files] == []
+    assert held
+    assert at.file_uploader[0].proto.id != before  # and none is shown as still there
+    assert not at.exception
 
 
 def test_use_turns_to_the_page_that_draws(app: Opened, engine: Engine, ink: Path) -> None:

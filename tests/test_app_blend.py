@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pages import draft, engine_of, finished, said, visit
+import torch
+from lms import lm
+from pages import DESK, draft, engine_of, finished, said, visit
 
-from studio.app.parts import beside, cutting
+from studio.app.parts import adapter, beside, cutting
 from studio.app.views import blend
 from studio.blend.methods import METHODS
+from studio.desk import downloads
 from studio.desk.engine import Engine
 from tests.checkpoints import random_adapter
-from trainers.lora.adapter import Adapter, content_digest
+from trainers.lora.adapter import Adapter, content_digest, save_dora
 from trainers.lora.formats import FORMATS
+from trainers.lora.kinds import NEEDS_BASE
 
 
 @pytest.fixture
@@ -52,9 +55,10 @@ def test_a_blend_lands_in_the_library_with_its_certificate(engine: Engine, hung:
     assert [metric.label for metric in at.metric] == ["Energy kept", "In the file", "Ranks"]
     assert at.metric[2].value == "3"
     (entry,) = (one for one in engine.library.cards() if one.name == "ink and neon")
-    assert blend._bytes_of(entry.id) == entry.path.read_bytes()
+    with adapter._file_of(entry.id) as stream:
+        assert stream.read() == entry.path.read_bytes()
     at.button(key="blend.go").click().run()  # the name is taken by now
-    assert "nothing was written" in said(finished(at, engine, draft(at, "blend.job.blend")["job"]))
+    assert "in the library already" in said(finished(at, engine, draft(at, "blend.job.blend")["job"]))
 
 
 def test_the_live_blend_beside_the_file(
@@ -87,11 +91,12 @@ def test_a_merge_shows_its_receipt_and_is_a_base_from_then_on(engine: Engine, hu
     at = finished(at, engine, draft(at, "blend.job.merge")["job"])
     assert "Proved" in said(at)
     assert "of what the adapters do" in said(at)
-    made = engine.home / ".studio" / "merged" / "both"
+    made = engine.file(draft(at, "blend.job.merge")["job"], DESK)
     at.run()
     assert str(made) in at.selectbox(key="w.blend.base.pictures").options
-    names = zipfile.ZipFile(io.BytesIO(blend.packed(made))).namelist()
-    assert "both/model_index.json" in names or any(name.endswith(".safetensors") for name in names)
+    with downloads.opened(made, engine.home) as stream, zipfile.ZipFile(stream) as archive:
+        assert "both/model_index.json" in archive.namelist()
+    assert not [box for box in at.checkbox if "Replace" in box.label]  # two of one name lie beside each other
 
 
 def test_an_export_reads_back(engine: Engine, hung: list[dict[str, object]]) -> None:
@@ -102,6 +107,39 @@ def test_an_export_reads_back(engine: Engine, hung: list[dict[str, object]]) -> 
     assert "modules as" in said(at)
     path = engine.file(job, engine.store.job(job).desk)
     assert content_digest(Adapter.load(path)) == hung[0]["id"]
+
+
+@pytest.fixture
+def dora(engine: Engine, tmp_path: Path) -> tuple[str, str]:
+    """A DoRA of the library, its base."""
+    base = lm("llama", tmp_path)
+    plain = random_adapter(base, 3, kinds=("q_proj",))
+    save_dora(engine.home / "bard", plain, {path: torch.ones(len(pair.up)) for path, pair in plain.pairs.items()})
+    engine.library.refresh()
+    return next(entry.id for entry in engine.library.cards() if entry.name == "bard"), str(base)
+
+
+def test_a_dora_is_blended_exported_and_measured_with_its_base(engine: Engine, dora: tuple[str, str]) -> None:
+    id, base = dora
+    rack = [{"id": id, "weight": 0.5}]
+    at = visit(engine, "blend", blend__rack=rack, blend__base__text=base, blend__name="softer")
+    at.button(key="blend.go").click().run()
+    at = finished(at, engine, draft(at, "blend.job.blend")["job"])
+    assert "softer" in [entry.name for entry in engine.library.cards()], said(at)
+    at = visit(engine, "blend", blend__rack=rack, blend__what="export", blend__to__text="peft")
+    at.button(key="blend.export").click().run()
+    at = finished(at, engine, draft(at, "blend.job.export")["job"])
+    assert "modules as" in said(at)
+    at = visit(engine, "library", library__open=id, library__section="Anatomy", library__base_of__text=base)
+    at.button(key="one.measure").click().run()
+    at = finished(at, engine, draft(at, f"library.anatomy.{id[:16]}"))
+    assert at.json, said(at)
+
+
+def test_without_a_dora_no_base_is_asked_for(engine: Engine, hung: list[dict[str, object]]) -> None:
+    at = visit(engine, "blend", blend__rack=hung)
+    assert not [box for box in at.selectbox if box.label == "Base"]
+    assert adapter.DORA in NEEDS_BASE
 
 
 def test_lists_are_those_of_the_library_code() -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from lms import lm
-from pages import draft, engine_of, finished, said, visit
+from pages import DESK, draft, engine_of, finished, said, sound, visit
 
-from studio.app.parts import writing
+from studio.app.parts import texts, writing
 from studio.desk.engine import Engine
 from studio.write.recipe import WritingRecipe
 from tests.checkpoints import random_adapter
+from trainers.lora.adapter import Adapter, AdapterInfo
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,20 @@ def test_one_slider_goes_from_one_style_to_the_other(engine: Engine, styles: lis
     assert "more than one style" not in said(at)
 
 
+def test_lock_and_dice(engine: Engine) -> None:
+    at = visit(engine, "text", **{**SHORT, "text__locked": False}, text__prompt="One day")
+    for press in ("text.lock", "text.go", "text.go"):
+        at.button(key=press).click().run()
+    finished(at, engine, draft(at, "text.job"))
+    assert [row.spec["recipe"].count("seed = 7\n") for row in engine.store.jobs(None)] == [1, 1]
+    at.button(key="text.lock").click().run()
+    at.button(key="text.go").click().run()
+    finished(at, engine, draft(at, "text.job"))
+    assert "seed = 7\n" not in engine.store.jobs(None)[0].spec["recipe"]
+    seed = at.number_input(key="w.text.seed").value
+    assert at.button(key="text.dice").click().run().number_input(key="w.text.seed").value != seed
+
+
 def test_a_conversation_goes_on_and_is_begun_anew(engine: Engine, styles: list[str]) -> None:
     rack = [{"id": styles[0], "weight": 1.0}]
     at = visit(engine, "text", **SHORT, text__mode="chat", text__rack=rack)
@@ -97,10 +112,56 @@ def test_a_conversation_goes_on_and_is_begun_anew(engine: Engine, styles: list[s
     assert draft(at, "text.said") == asked[:2]
 
 
+def test_a_text_tells_what_should_be_known_of_it(engine: Engine, base: Path, tmp_path: Path) -> None:
+    header = {"stylora.base": base.name, "stylora.base_digest": "f" * 64}
+    adapter = Adapter(random_adapter(base, 5, kinds=("q_proj",)).pairs, AdapterInfo(header))
+    adapter.save(tmp_path / "home" / "old", "peft")
+    engine.library.refresh()
+    (old,) = [entry for entry in engine.library.cards() if entry.name == "old"]
+    at = visit(engine, "text", **SHORT, text__rack=[{"id": old.id, "weight": 0.7}])
+    at = finished(at.button(key="begin.write").click().run(), engine, draft(at, "text.job"))
+    assert "old was trained on another" in said(at)
+    at = visit(engine, "text", text__mode="chat")
+    assert "old was trained" not in said(at)
+    at.chat_input[0].set_value("Who?").run()
+    at = finished(at, engine, draft(at, "text.job"))
+    assert "old was trained on another" in said(at)
+    assert "old was trained" not in said(at.button(key="text.anew").click().run())
+
+
 def test_a_text_that_fails_says_why(engine: Engine) -> None:
     at = visit(engine, "text", text__base="no/such/base", text__prompt="x")
     at.button(key="text.go").click().run()
     assert "no/such/base" in said(finished(at, engine, draft(at, "text.job")))
+
+
+def test_old_texts_are_found_behind_many_that_gave_none(engine: Engine) -> None:
+    at = visit(engine, "text", **SHORT).button(key="begin.write").click().run()
+    finished(at, engine, draft(at, "text.job"))
+    (old,) = engine.store.jobs(None)
+    for _ in range(3 * texts.PAGE):
+        engine.store.set_job(engine.store.add_job(DESK, "write", old.spec, "none"), state="cancelled")
+    assert visit(engine, "text").button(key=f"past.open.{old.id}")
+
+
+def test_a_text_that_is_gone_is_told(engine: Engine) -> None:
+    at = visit(engine, "text", **SHORT).button(key="begin.write").click().run()
+    at = finished(at, engine, draft(at, "text.job"))
+    (row,) = engine.store.jobs(None)
+    engine.store._db.write("DELETE FROM jobs WHERE id = ?", row.id)
+    sound(at.button(key=f"past.open.{row.id}").click().run())
+    assert f"there is no job {row.id}" in said(at)
+
+
+def test_settings_are_taken_over_by_the_numbers_of_the_adapters(engine: Engine, styles: list[str]) -> None:
+    rack = [{"id": styles[0], "weight": 0.7}]
+    at = visit(engine, "text", **SHORT, text__rack=rack, text__prompt="One day")
+    at.button(key="text.go").click().run()
+    finished(at, engine, draft(at, "text.job"))
+    engine.library.rename(styles[0], "town crier")
+    at = visit(engine, "text", text__rack=[])
+    sound(at.button(key="text.use").click().run())
+    assert [slot["id"] for slot in draft(at, "text.rack")] == styles[:1]
 
 
 def test_training_a_voice_begins_on_the_train_page(engine: Engine) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pages import draft, engine_of, finished, said, sound, visit
+from pages import DESK, draft, engine_of, finished, said, sound, visit
 from shelves import picture
 from streamlit.testing.v1 import AppTest
 
 from studio.app.parts import form, runs
+from studio.desk import dataset_view
+from studio.desk.dataset_view import Wishes
 from studio.desk.datasets import Datasets
 from studio.desk.engine import Engine
 from studio.desk.following import Course
+from tests.checkpoints import random_adapter
+from trainers import events
+from trainers.errors import AdapterError
 
 PATIENCE = 240  # seconds that a child may take on a busy machine
 TINY = {"train.steps": 2, "train.batch": 1, "train.preview_every": 0, "train.save_every": 0, "optim.name": "adamw",
@@ -28,31 +36,37 @@ def engine(tmp_path: Path, tiny_base: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def folder(engine: Engine) -> Path:
+def datasets(engine: Engine) -> Datasets:
+    """Those of the desk."""
+    return Datasets(engine.home, desk=DESK)
+
+
+@pytest.fixture
+def folder(datasets: Datasets) -> Path:
     """A dataset of one's own: two pictures, a caption for one of them."""
-    made = Datasets(engine.home).create("moss")
+    made = datasets.create("moss")
     files = [(f"{name}.png", picture(name, "PNG", (32, 32))) for name in ("red", "blue")]
-    Datasets(engine.home).add(made, [*files, ("red.txt", b"a red square")])
+    datasets.add(made, [*files, ("red.txt", b"a red square")])
     return made
 
 
-def test_an_empty_page_offers_the_samples(engine: Engine) -> None:
+def test_an_empty_page_offers_the_samples(engine: Engine, datasets: Datasets) -> None:
     at = visit(engine, "train")
     assert "What should it learn" in said(at)
     at.button(key="sample.ink").click().run()
     assert "16 captions" in said(sound(at))
     assert at.text_input(key="w.train.trigger.ink").value == "ink style"
     at.button(key="material.copy").click().run()
-    assert Datasets(engine.home).names() == ["my ink"]
+    assert datasets.names() == ["my ink"]
     assert at.text_input(key="w.train.trigger.my ink").value == "ink style"
     assert len(at.text_area) >= 16  # captions to edit
 
 
-def test_pictures_that_are_dropped_become_a_dataset(engine: Engine) -> None:
+def test_pictures_that_are_dropped_become_a_dataset(engine: Engine, datasets: Datasets) -> None:
     at = visit(engine, "train")
     files = [(f"moss_{k}.png", picture(colour, "PNG"), "image/png") for k, colour in enumerate(("red", "blue"))]
     at.file_uploader[0].set_value([*files, ("moss_0.txt", b"a stone", "text/plain")]).run()
-    assert Datasets(engine.home).names() == ["moss"]
+    assert datasets.names() == ["moss"]
     assert "a stone" in [area.value for area in sound(at).text_area]
 
 
@@ -131,6 +145,88 @@ def test_a_queue_is_shown_stopped_and_resumed(engine: Engine, folder: Path, monk
     assert engine.training.runs()[0].state == "waiting"
 
 
+def test_each_desk_sees_its_own_datasets(engine: Engine, folder: Path) -> None:
+    Datasets(engine.home, desk="another-desk-of-letters").create("theirs")
+    at = visit(engine, "train")
+    assert at.button(key="own.moss")
+    assert not [button for button in at.button if button.key == "own.theirs"]
+    sound(at.button(key="own.moss").click().run())
+    assert draft(at, "train.style") == str(folder)
+    assert next(area for area in at.text_area if area.value == "a red square")  # may be edited
+
+
+def test_where_others_come_in_no_base_elsewhere_is_looked_at(
+    engine: Engine, folder: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "bases", (engine.home,))
+    at = visit(engine, "train", train__style=str(folder), train__base__pictures=str(tiny_base))
+    assert "outside the folders" in said(at)
+    assert at.button(key="train.start").disabled
+
+
+@pytest.fixture
+def trained(engine: Engine, folder: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A training as its child leaves it, with notes; its adapter isn't in the library."""
+    monkeypatch.setattr(engine.training, "_mind", lambda: None)
+    drafts = {"train__style": str(folder), "train__trigger__moss": "moss"}
+    visit(engine, "train", **drafts).button(key="train.start").click().run()
+    (row,) = engine.training.runs()
+    out = engine.home / ".studio" / "runs" / row.id / "run"
+    out.mkdir()
+    random_adapter(tiny_base, 1).save(out / "moss.safetensors")
+    (out / "report.json").write_text(json.dumps({"adapter": "moss.safetensors", "seconds": 1.0, "steps": 2}))
+    shown = dataset_view.look(folder, str(tiny_base), Wishes("moss"))
+    notes = (*shown.notes, "something else")
+    (out / "events.jsonl").write_text("".join(events.to_json(events.Note(note)) + "\n" for note in notes))
+    engine.training._put(replace(row, state="done"))
+    return row.id
+
+
+def test_an_adapter_that_is_not_in_the_library_is_put_there(
+    engine: Engine, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = visit(engine, "train")
+    with monkeypatch.context() as full:
+        full.setattr(engine.library, "add_path", _full)
+        sound(at.button(key="run.put").click().run())
+        assert "No space left" in said(at)
+    assert [button.key for button in at.button if button.key in ("run.remove", "run.put")] == ["run.remove", "run.put"]
+    sound(at.button(key="run.remove").click().run())
+    assert engine.training.run(trained)  # its only copy isn't thrown away
+    sound(at.button(key="run.put").click().run())
+    (entry,) = engine.library.cards()
+    assert "is in the library" in said(at)
+    engine.library.remove(entry.id)
+    sound(visit(engine, "train").button(key="run.put").click().run())
+    assert [one.id for one in engine.library.cards()] == [entry.id]
+
+
+def _full(path: Path) -> None:
+    raise AdapterError(f"{path.name}: can't be copied", ["No space left on device"])
+
+
+def test_an_adapter_that_no_library_takes_goes_with_its_run(engine: Engine, trained: str) -> None:
+    sound(visit(engine, "train").button(key="run.delete").click().run())
+    assert engine.training.runs() == []
+    assert engine.library.cards() == []
+
+
+def test_an_adapter_that_is_gone_for_good_is_told(engine: Engine, trained: str) -> None:
+    shutil.rmtree(engine.home / ".studio" / "runs" / trained / "run")
+    at = visit(engine, "train")
+    assert "isn't in the library" in said(at)
+    assert not [button for button in at.button if button.key == "run.put"]
+
+
+def test_notes_take_a_line_and_are_said_once(engine: Engine, folder: Path, trained: str) -> None:
+    at = visit(engine, "train")
+    assert said(at).count("1 captions from .txt") == 1
+    assert [one.value.count("something else") for one in at.caption if "1 captions" in one.value] == [1]
+    sound(at.button(key=f"run.{trained}").click().run())  # folds it
+    assert said(at).count("1 captions from .txt") == 1
+    assert "something else" not in said(at)
+
+
 # --- words and curves ------------------------------------------------------------------------------------------------
 
 
@@ -150,3 +246,4 @@ def test_curves_are_thinned_and_keep_their_ends() -> None:
     course = Course(losses=losses, validations=((100, 0.5),), steps=2000)
     spec = runs.curves(course)  # type: ignore[arg-type]
     assert {row["of"] for row in spec["data"]["values"]} == {"batch", "mean", "held out"}
+    assert spec["encoding"]["x"]["axis"]["tickMinStep"] == 1  # there are no half steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from studio.desk import arrivals
 from studio.desk.arrivals import copied, unpacked
 from trainers.errors import AdapterError
 
@@ -83,3 +85,22 @@ def test_a_copy_holds_the_adapter_alone(tmp_path: Path) -> None:
     (folder / TENSORS).unlink()
     with pytest.raises(AdapterError, match="can't be copied"):
         copied(folder, aside, [tmp_path])
+
+
+def test_a_full_disk_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (folder := tmp_path / "ink").mkdir()
+    for name in (CONFIG, TENSORS):
+        (folder / name).write_text(name)
+    monkeypatch.setattr(arrivals.shutil, "copyfileobj", full)
+    for take in (
+        lambda: unpacked("ink.safetensors", b"x", tmp_path),
+        lambda: unpacked("ink 2.zip", packed(CONFIG, TENSORS), tmp_path),
+        lambda: copied(folder, tmp_path / "aside", [tmp_path]),
+    ):
+        with pytest.raises(AdapterError, match=r"ink.*: can't be copied|ink.* can't be written") as refusal:
+            take()
+        assert refusal.value.faults == ("No space left on device",)
+        assert "space" in refusal.value.next_step

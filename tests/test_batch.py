@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import draw_picture
 from diffusers import UNet2DConditionModel
+from training import Child, config_for, told
 from typer.testing import CliRunner
 
 from studio.cli import app
@@ -145,6 +146,25 @@ def test_a_begun_run_is_gone_on_with(folders: list[Path], tiny_base: Path, tmp_p
     assert first == [2]
     run_all(folders[:1], tiny_base, tmp_path / "whole")
     assert digest(out / "ink" / "ink.safetensors") == digest(tmp_path / "whole" / "ink" / "ink.safetensors")
+
+
+def test_ctrl_c_stops_all_of_it_and_no_step_is_done_twice(
+    folders: list[Path], tiny_base: Path, tmp_path: Path, loads: Loads
+) -> None:
+    ink, woodcut = folders[0], folders[2]
+    sets = ["--set", "train.steps=40", "--set", "train.batch=2", "--set", "lora.rank=2"]
+    given = [str(ink), str(woodcut), "--base", str(tiny_base), "--out", str(tmp_path / "runs"), *sets]
+    config = config_for(tiny_base, ink, tmp_path / "runs" / "ink")
+    step = Child(tmp_path, "-m", "trainers", "batch", *given).stop_after_a_step(config)
+    assert not (tmp_path / "runs" / "woodcut").exists()
+    result = CliRunner().invoke(app, ["batch", *given])
+    assert result.exit_code == 0, result.output
+    assert f"going on after step {step}" in result.stdout
+    assert [event.step for event in told(config) if isinstance(event, Step)] == [*range(1, 41)]
+    assert adapters(tmp_path / "runs").keys() == {"ink.safetensors", "woodcut.safetensors"}
+    run_all([ink], tiny_base, tmp_path / "whole", "train.steps=40")
+    one, other = (tmp_path / place / "ink" / "ink.safetensors" for place in ("runs", "whole"))
+    assert digest(one) == digest(other)
 
 
 def test_a_run_with_other_settings_is_named_not_taken(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from studio.look.card import read_card, save_thumbnail, top_tags
+from studio.look.card import read_card, save_thumbnail
 from trainers.errors import AdapterError
 from trainers.lora.adapter import Adapter, AdapterInfo, content_digest
 from trainers.lora.metadata import kohya_metadata, modelspec_metadata
@@ -93,11 +93,6 @@ def test_what_is_converted_and_what_is_refused_is_said(tmp_path: Path) -> None:
     assert card.converted == ["1 modules: LoHa (LyCORIS), exact"]
     assert card.refused == ["stranger: an unknown name (1 tensor)"]
     assert (card.name, card.family, card.tags, card.thumbnail) == ("x", "", {}, None)
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1}', '{"a": {"b": "c"}}'])
-def test_broken_tags_are_no_tags(text: str) -> None:
-    assert top_tags({"ss_tag_frequency": text}) == {}
 
 
 def test_the_thumbnail_is_saved_as_it_is_or_as_png(path: Path, tmp_path: Path) -> None:

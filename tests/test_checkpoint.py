@@ -78,11 +78,23 @@ def test_the_manifest_has_the_digest_of_every_other_file(tmp_path: Path) -> None
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    save(tmp_path, 1, 2, 10, 9, keep=2)
+    save(tmp_path, 1, 2, 9, 10, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000009", "step-000010"]
     save(tmp_path, 1_000_000, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-1000000"]
     assert step_of_newest(tmp_path) == 1_000_000
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [5, 9]), (2, [4, 5, 9])])
+def test_one_of_an_earlier_step_is_not_pushed_out_by_a_later_broken_one(
+    tmp_path: Path, keep: int, left: list[int]
+) -> None:
+    """The run went on from step 4, for that of step 9 is broken, and was stopped at step 5."""
+    save(tmp_path, 3, 4, 9, keep=3)
+    flip(tmp_path / "step-000009" / "facts.json")
+    save(tmp_path, 5, keep=keep)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:06}" for step in left]
+    assert step_of_newest(tmp_path) == 5
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from studio.desk import rows
+from studio.desk.database import Database, lock
 from studio.desk.store import Store
 from trainers.errors import RunError
 
@@ -76,3 +79,49 @@ def test_another_programs_lock_is_waited_for(store: Store) -> None:
     timer.join()
     assert store.get("a") == 1
     other.close()
+
+
+def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    old = Database(tmp_path / "studio.db", rows.MIGRATIONS[:1])
+    columns = "desk, file, recipe, width, height, created, kept"
+    old.write(f"INSERT INTO pictures ({columns}) VALUES ('a', 'f', 'r', 1, 1, 0, 1)")
+    old.close()
+    store = Store(tmp_path / "studio.db")
+    assert [picture.file for picture in store.pictures("a")] == ["f"]
+    assert store.picture(store.add_picture("a", None, "g", "r", 1, 1)).file == "g"
+    store.close()
+
+
+ALONE = """
+import sys, time
+from pathlib import Path
+from studio.desk.database import lock
+held = lock(Path(sys.argv[1]))
+print("open", flush=True)
+time.sleep(100)
+"""
+
+
+def test_one_server_at_a_time_has_a_home(tmp_path: Path) -> None:
+    folder = tmp_path / "home" / ".studio"
+    child = subprocess.Popen([sys.executable, "-c", ALONE, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout
+    assert child.stdout.readline() == "open\n"
+    with pytest.raises(RunError) as refusal:
+        lock(folder)
+    assert str(tmp_path / "home") in refusal.value.what
+    assert refusal.value.faults == (f"by process {child.pid}",)
+    Store(folder / "studio.db").close()  # whoever only looks may
+    child.kill()
+    child.communicate()
+    first = lock(folder)
+    with pytest.raises(RunError, match="open already"):
+        lock(folder)
+    sleeper = subprocess.Popen(["sleep", "100"])  # as a training that outlives the server
+    first.close()
+    lock(folder).close()
+    sleeper.kill()
+    sleeper.wait()
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="can't be written"):
+        lock(tmp_path / "file")

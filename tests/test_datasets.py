@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from conftest import PictureFolder
 
 from studio.desk import datasets as module
-from studio.desk.datasets import Datasets, plain
-from trainers.errors import DatasetError
+from studio.desk.datasets import Datasets
+from trainers import checkpoint
+from trainers.errors import DatasetError, StyloraError
 
 
 @pytest.fixture
@@ -32,16 +34,65 @@ def test_names_and_folders(own: Datasets, tmp_path: Path) -> None:
     assert own.names() == []
     assert [own.create("ink").name for _ in range(3)] == ["ink", "ink 2", "ink 3"]
     assert own.create("../../etc/.ssh").parent == own.own
-    assert own.create("…").name == "dataset"
+    assert own.create("../...").name == "dataset"
     assert own.open("ink 2") == own.own / "ink 2"
     assert own.open("ink") == own.own / "ink"  # not the sample of that name
     with pytest.raises(DatasetError, match="no such folder"):
         own.open(tmp_path / "home" / "gone")
 
 
-@pytest.mark.parametrize("place", ["/etc", "..", "~", "/proc/self", "\0"])
+@pytest.mark.parametrize("place", ["/etc", "..", "~", "/proc/self", ".studio", ".studio/pictures", "link", ""])
 def test_other_folders_of_the_server_are_not_opened(own: Datasets, place: str) -> None:
+    pictures = own.home / ".studio" / "pictures"
+    pictures.mkdir()
+    (own.home / "link").symlink_to(pictures)
+    if not place:  # another desk's
+        place = str(Datasets(own.home, desk="ann").create("ink"))
     with pytest.raises(DatasetError, match="isn't one the studio may read"):
+        own.open(place)
+    assert place == "~" or not own.editable(own.home / place)
+
+
+def test_the_studios_own_things_are_no_files_of_a_dataset(own: Datasets) -> None:
+    (own.home / ".studio" / "pictures").mkdir()
+    drawn = own.home / ".studio" / "pictures" / "a.png"
+    drawn.write_bytes(b"x")
+    assert own.open(own.home) == own.home
+    for name in (".studio/pictures/a.png", ".studio/studio.db"):
+        with pytest.raises(DatasetError, match="no file of this dataset"):
+            own.remove(own.home, name)
+    assert drawn.is_file()
+
+
+def test_each_desk_has_its_own(own: Datasets, tmp_path: Path) -> None:
+    ann, bob = (Datasets(own.home, desk=desk) for desk in ("ann", "bob"))
+    first, second = ann.create("ink"), bob.create("ink")
+    assert (ann.names(), bob.names(), own.names()) == (["ink"], ["ink"], [])
+    assert (ann.open("ink"), bob.open("ink")) == (first, second)
+    assert ann.editable(first)
+    assert not bob.editable(first)
+    with pytest.raises(DatasetError):
+        bob.open(first)
+    with pytest.raises(DatasetError, match="can only be read"):
+        bob.add(first, [("a.png", b"x")])
+    assert "ann" not in str(first.relative_to(tmp_path))  # a desk's name lets one in
+
+
+def test_roots_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / "mine").mkdir(parents=True)
+    (tmp_path / "data" / "fog").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "data")
+    own = Datasets(tmp_path / "home", [tmp_path / "data"])
+    assert own.open("mine") == tmp_path / "home" / "mine"
+    assert own.open(tmp_path / "data" / "fog") == tmp_path / "data" / "fog"
+    assert own.editable(tmp_path / "data" / "fog")
+    with pytest.raises(DatasetError, match="no such folder"):
+        own.open("fog")  # it isn't the current folder's
+
+
+@pytest.mark.parametrize("place", ["~nobody1/x", "x" * 300, "\0"])
+def test_what_can_be_no_path_is_told(own: Datasets, place: str) -> None:
+    with pytest.raises(StyloraError, match="can't be a path"):
         own.open(place)
 
 
@@ -150,6 +201,36 @@ def test_pasted_text(own: Datasets, text: str, each: str, name: str, documents: 
         own.paste(folder, " \n")
 
 
-def test_plain_names() -> None:
-    given = ["a b.png", "../x.png", "C:\\y.png", ".hidden", "ü_1 (2).png", "a/b/", "x" * 300]
-    assert [plain(name) for name in given] == ["a b.png", "x.png", "y.png", "hidden", "ü_1 (2).png", "", "x" * 100]
+def test_long_names_in_any_script_keep_pairs_together(own: Datasets) -> None:
+    folder = own.create("水彩" * 60)
+    long = "水彩" * 50
+    files = [(f"{long}{k}{kind}", f"{k}{kind}".encode()) for k in (1, 2) for kind in (".PNG", ".txt")]
+    assert own.add(folder, files).refused == ()
+    pairs = {file.read_text(): file.with_suffix(".txt").read_text() for file in folder.glob("*.png")}
+    assert pairs == {"1.PNG": "1.txt", "2.PNG": "2.txt"}
+    names = own.add(folder, [("a b.png", b"1"), ("../x.png", b"2"), ("C:\\y.png", b"3"), ("ü_1 (2).png", b"4")]).names
+    assert sorted(names) == ["a b.png", "x.png", "y.png", "ü_1 (2).png"]
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_told(own: Datasets, ink: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = next(iter(own.samples()))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomically", full)
+        patch.setattr("shutil.copy2", full)
+        for change in (
+            lambda: own.add(ink, [("new.png", b"x")]),
+            lambda: own.edit_caption(ink, "00.png", "other"),
+            lambda: own.copy(own.open(sample), "mine"),
+        ):
+            with pytest.raises(DatasetError, match="can't be written") as refusal:
+                change()
+            assert refusal.value.faults == ("No space left on device",)
+        patch.setattr(Path, "mkdir", full)
+        for change in (lambda: own.create("x"), lambda: own.remove(ink, "00.png")):
+            with pytest.raises(DatasetError, match="can't be written"):
+                change()
+    assert own.names() == ["ink"]  # nothing is left of the copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,13 @@ import pytest
 from drawing import pixels, wild
 
 from studio.desk import jobs
-from studio.desk.engine import Draw, Engine
+from studio.desk.engine import Draw, Engine, Measure, Merge
 from studio.desk.store import Store
 from studio.desk.work import Snapshot, Work
 from studio.draw import generate
 from studio.draw.recipe import Recipe
 from studio.draw.use import Use
-from trainers.errors import RunError
+from trainers.errors import AdapterError, BaseError, RunError
 from trainers.lora.gains import Gain
 
 
@@ -107,7 +108,6 @@ def test_who_waits_knows_how_long(engine: Engine, recipe: Recipe) -> None:
     first = engine.submit("ann", Draw(replace(recipe, steps=300)))
     until_step(engine, first)
     others = [engine.submit(desk, Draw(recipe)) for desk in ("ann", "ann", "bob")]
-    assert engine.queue("ann") == others[:2]
     assert [engine.ahead(job) for job in [first, *others]] == [0, 2, 3, 1], "bob had no turn yet"
     assert engine.snapshot(others[0]).state == "waiting"
     for job in (first, *others):
@@ -182,6 +182,51 @@ def test_whatever_goes_wrong_the_next_job_runs(
     assert engine.wait(engine.submit("ann", Draw(recipe))).state == "done"
 
 
+def test_models_that_cannot_be_let_go_do_not_end_the_worker(
+    engine: Engine, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stuck(*_: object) -> None:
+        raise MemoryError("no room even for that")
+
+    monkeypatch.setitem(jobs.KINDS, "odd", (Odd, f"{__name__}:fall"))
+    before = engine.residents
+    for name in ("close", "rest"):
+        monkeypatch.setattr(before, name, stuck)
+    failed = engine.wait(engine.submit("ann", Odd()))  # type: ignore[arg-type]
+    assert failed.state == "failed"
+    assert "can't be let go" in caplog.text
+    assert (picture(engine, engine.submit("ann", Draw(recipe))) == direct(recipe)).all()
+    assert engine.residents is not before
+
+
+def test_a_shared_studio_reads_bases_of_its_folders_alone(tiny_base: Path, recipe: Recipe, tmp_path: Path) -> None:
+    shared = Engine(tmp_path / "home", device="cpu", shared=True)
+    for base in (str(tiny_base), "/etc", "/etc/nothing", "~", "../x", "~nobody1/x"):
+        for job in (Draw(replace(recipe, base=base)), Merge((), "x", base), Measure("strength", (), base)):
+            with pytest.raises(BaseError, match="outside the folders"):
+                shared.submit("ann", job)
+        with pytest.raises(BaseError, match="outside the folders"):
+            shared.training.start("ann", {"data": str(tmp_path / "home"), "base": base}, "x")
+    assert shared.store.jobs(None) == []
+    for base in ("tiny-sd", "owner/name", str(tmp_path / "home" / "mine")):
+        assert shared.submit("ann", Draw(replace(recipe, base=base)))
+    shared.close()
+    given = Engine(tmp_path / "home", device="cpu", shared=True, base=str(tiny_base), roots=[tmp_path / "more"])
+    for base in (str(tiny_base), str(tmp_path / "more" / "x")):
+        assert given.submit("ann", Draw(replace(recipe, base=base)))
+    given.close()
+    free = Engine(tmp_path / "home", device="cpu")
+    assert free.submit("ann", Draw(recipe))
+    free.close()
+
+
+def test_adapters_and_data_may_lie_in_the_roots(home: Path, tmp_path: Path) -> None:
+    engine = Engine(tmp_path, device="cpu", roots=[home])
+    assert engine.library.add_path(home / "ink.safetensors").name == "ink"
+    assert home in engine.training.roots
+    engine.close()
+
+
 def test_a_fault_of_the_wish_is_told_in_words(engine: Engine, recipe: Recipe) -> None:
     gone = replace(recipe, adapters=(Use(engine.home / "gone.safetensors"),))
     failed = engine.wait(engine.submit("ann", Draw(gone)))
@@ -216,6 +261,33 @@ def test_a_job_of_the_past_can_be_given_again(engine: Engine, recipe: Recipe) ->
         engine.again(job, "bob")
     with pytest.raises(RunError, match="has left no file"):
         engine.file(job, "ann")
+
+
+def test_a_job_of_the_past_finds_renamed_adapters(tiny_base: Path, tmp_path: Path) -> None:
+    ink = wild(tiny_base, tmp_path / "ink.safetensors", seed=0)
+    engine = Engine(tmp_path, device="cpu")
+    engine.start()
+    entry = engine.library.cards()[0]
+    recipe = Recipe("a", base=str(tiny_base), adapters=(Use(entry.path, Gain(0.5), name="ink"),), steps=1)
+    job = engine.submit("ann", Draw(recipe))
+    first = picture(engine, job)
+    engine.library.rename(entry.id, "tusche")
+    assert (picture(engine, engine.again(job, "ann")) == first).all()
+    wild(tiny_base, ink, seed=1)  # another adapter takes the name
+    engine.library.refresh()
+    assert (picture(engine, engine.again(job, "ann")) == first).all()
+    asked = engine.asked(job, "ann")
+    assert isinstance(asked, Draw)
+    assert asked.recipe.adapters[0].path == tmp_path / "tusche.safetensors"
+    engine.library.remove(entry.id)
+    with pytest.raises(AdapterError, match="no longer in the library") as caught:
+        engine.again(job, "ann")
+    assert caught.value.faults == ("ink: was ink.safetensors",)
+    missing: list[str] = []
+    rest = engine.asked(job, "ann", missing)
+    assert isinstance(rest, Draw)
+    assert (rest.recipe.adapters, rest.recipe.prompt, missing) == ((), "a", ["ink"])
+    engine.close()
 
 
 def test_nothing_is_lost_by_closing(tiny_base: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -259,8 +331,15 @@ def test_a_killed_server_comes_back_with_every_finished_picture(tiny_base: Path,
         assert server.stdout
         assert server.stdout.readline() == "now\n"
         server.send_signal(signal.SIGKILL)
+    (unknown,) = Store(tmp_path / ".studio" / "studio.db").pictures("ann", 1)
+    file = tmp_path / ".studio" / "pictures" / "000004-abcdef01.png"
+    shutil.copy(tmp_path / ".studio" / unknown.file, file)  # as if the kill had come just after it was written
     engine = Engine(tmp_path, device="cpu")
     engine.start()
+    (found,) = engine.store.pictures("ann", 1)
+    assert (found.file, found.job, found.width, found.height) == (f"pictures/{file.name}", 4, 16, 16)
+    assert 'prompt = "a red house"' in found.recipe
+    engine.store.delete_picture(found.id)
     rows = engine.store.jobs("ann")
     assert [row.state for row in rows] == ["lost", "lost", "done", "done", "done"]
     assert [row.recipe.count("seed = ") for row in engine.store.pictures("ann")] == [1, 1, 1]
@@ -273,3 +352,11 @@ def test_a_killed_server_comes_back_with_every_finished_picture(tiny_base: Path,
 def test_an_engine_that_was_never_started_closes(tmp_path: Path) -> None:
     Engine(tmp_path).close()
     Store(tmp_path / ".studio" / "studio.db").close()
+
+
+def test_further_folders_reach_the_library(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    file = wild(tiny_base, tmp_path / "data" / "ink.safetensors")
+    engine = Engine(tmp_path / "home", roots=(tmp_path / "data",))
+    assert engine.library.add_path(file).path == tmp_path / "home" / "ink.safetensors"
+    engine.close()

@@ -22,6 +22,7 @@ EXAMPLES: list[Event] = [
     events.Validation(25, 2.5, True),
     events.Preview(100, "runs/ink/previews/step-000100.png"),
     events.Saved(100, "runs/ink/checkpoints/step-000100"),
+    events.Stopped(100),
     events.Finished("ink.safetensors", "ab" * 32, 300, 75.5, {"parameters": {"unet": [10, 200]}, "loss": 0.1}),
 ]
 

@@ -78,6 +78,14 @@ def test_a_resumed_run_does_some_steps_again(file: Path) -> None:
     assert follower.read().finished == events.Finished("a", "0f", 10, 5.0, {})
 
 
+def test_a_run_that_was_stopped_does_none_again(file: Path) -> None:
+    tell(file, started(), *map(step, range(1, 6)), events.Saved(5, "c"), events.Stopped(5))
+    course = Follower(file).read()
+    assert (course.step, course.saved) == (5, 5)
+    tell(file, started(5))
+    assert Follower(file).read().losses == course.losses
+
+
 def test_strange_lines_and_another_file_do_no_harm(file: Path) -> None:
     follower = Follower(file)
     file.write_text('{"event": "Of tomorrow", "x": 1}\nno JSON\n{"event": "Note"}\n[]\n7\n')

@@ -196,6 +196,14 @@ def test_a_size_the_base_cannot_do_is_refused_before_it_is_loaded(
     assert caught.value.next_step == "use 16x16"
 
 
+def test_steps_that_no_sampler_can_take_are_refused_before_anything_is_drawn(
+    quick: Recipe, easel: generate.Easel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StableDiffusion, "sample", lambda *_, **__: pytest.fail("a picture was drawn"))
+    with pytest.raises(ConfigError, match=r"steps: got 1000, wanted at most 99\d, as many as unipc"):
+        drawn(easel, quick, replace(quick, steps=1000, sampler="unipc"))
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 

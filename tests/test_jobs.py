@@ -10,7 +10,9 @@ import pytest
 
 from studio.desk import jobs
 from studio.desk.jobs import KINDS, Blend, Draw, Export, Grid, Job, Measure, Merge, Resize, Write
+from studio.desk.library import Library
 from studio.desk.rows import JobRow
+from studio.desk.store import Store
 from studio.draw.axes import Axes
 from studio.draw.recipe import Recipe
 from studio.draw.use import Use
@@ -41,16 +43,29 @@ def every(use: Use) -> list[Job]:
     ]
 
 
-def row(job: Job) -> JobRow:
-    spec = json.loads(json.dumps(jobs.spec_of(job)))
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return Library(tmp_path / "home", Store(tmp_path / "studio.db"))
+
+
+def row(job: Job, library: Library) -> JobRow:
+    spec = json.loads(json.dumps(jobs.spec_of(job, library)))
     return JobRow(1, "me", job.kind, job.title, spec, "done", 0, 0, None, None, 0.0, None, None)
 
 
-def test_jobs_come_back_from_the_store(use: Use) -> None:
+def test_jobs_come_back_from_the_store(use: Use, library: Library) -> None:
     assert {job.kind for job in every(use)} == KINDS.keys()
     for job in every(use):
-        assert jobs.job_of(row(job)) == job
+        assert jobs.job_of(row(job, library), library) == job
         assert job.title
+
+
+def test_a_job_of_an_older_studio_comes_back(use: Use, library: Library) -> None:
+    job = Merge((use,), "inked", "tiny-sd")
+    kept = row(job, library)
+    kept.spec.update(overwrite=True)
+    del kept.spec["ids"]
+    assert jobs.job_of(kept, library) == job
 
 
 def test_every_kind_has_its_job_and_somebody_who_does_it() -> None:
@@ -60,9 +75,12 @@ def test_every_kind_has_its_job_and_somebody_who_does_it() -> None:
         assert fields(made)
 
 
-def test_a_job_whose_adapter_is_gone_cannot_come_back(use: Use) -> None:
-    kept = [row(job) for job in every(use)]
+def test_a_job_whose_adapter_is_gone_cannot_come_back(use: Use, library: Library) -> None:
+    kept = [row(job, library) for job in every(use)]
     use.path.unlink()
     for one in kept:
-        with pytest.raises(StyloraError, match=r"ink\.safetensors"):
-            jobs.job_of(one)
+        with pytest.raises(StyloraError, match=r"Tusche: was ink\.safetensors"):
+            jobs.job_of(one, library)
+        missing: list[str] = []
+        assert isinstance(jobs.job_of(one, library, missing), KINDS[one.kind][0])
+        assert set(missing) == {"Tusche"}

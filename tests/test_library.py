@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,7 +23,7 @@ from studio.desk.library import Changes, Library
 from studio.desk.rows import Fit
 from studio.desk.store import Store
 from studio.merge.weights import open_base
-from trainers.errors import AdapterError
+from trainers.errors import AdapterError, ConfigError, RunError
 from trainers.lora.adapter import Adapter, content_digest, save_dora
 from trainers.lora.pair import LoraPair
 
@@ -186,6 +188,90 @@ def test_rename_remove_restore(home: Path, shelf: Library) -> None:
     assert files_in(home) == {"pen-2.safetensors", "pen-2-2.safetensors"}
 
 
+def test_both_of_two_removed_copies_come_back(home: Path, shelf: Library) -> None:
+    data = style().save(home / "ink.safetensors").read_bytes()
+    shelf.refresh()
+    (ink,) = shelf.cards()
+    for _ in range(2):
+        shelf.add_file("ink.safetensors", data)
+        shelf.remove(ink.id)
+    last, first = shelf.removed()
+    assert (first.id, first.name) == (last.id, last.name)
+    assert shelf.restore(first.id, first.path).path == home / "ink.safetensors"
+    assert shelf.removed() == [last]
+    shelf.restore(last.id, last.path)
+    assert files_in(home) == {"ink.safetensors", "ink-2.safetensors"}
+    with pytest.raises(AdapterError, match="isn't in the bin"):
+        shelf.restore(last.id, last.path)
+
+
+def test_what_is_replaced_lies_in_the_bin(home: Path, shelf: Library) -> None:
+    style(1).save(home / "mix.safetensors")
+    style(1).save(home / "a twin.safetensors")
+    voice().save(home / "voice", "peft")
+    before = (home / "mix.safetensors").read_bytes()
+    with shelf.replacing("mix.safetensors"):
+        assert not (home / "mix.safetensors").exists()
+        style(2).save(home / "mix.safetensors")
+    shelf.refresh()
+    (old,) = shelf.removed()
+    assert (old.name, old.path.read_bytes()) == ("mix", before)
+    assert [entry.name for entry in shelf.cards()] == ["a twin", "mix", "voice"]
+    with pytest.raises(KeyError), shelf.replacing("voice"):
+        raise KeyError
+    assert (home / "voice" / "adapter_config.json").is_file()
+    with shelf.replacing("new.safetensors"):
+        style(3).save(home / "new.safetensors")
+    assert len(shelf.removed()) == 1
+
+
+def test_one_is_added_while_the_shelf_is_looked_at(home: Path, shelf: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(read: Callable[[], object]) -> Callable[[], object]:
+        def reading() -> object:
+            found = read()
+            monkeypatch.undo()
+            style(2).save(home / "neon.safetensors")
+            shelf.refresh()
+            return found
+
+        return reading
+
+    style(1).save(home / "ink.safetensors")
+    shelf.refresh()
+    for name in ("adapters", "notes"):  # whichever is read first
+        monkeypatch.setattr(shelf.store, name, slow(getattr(shelf.store, name)))
+    assert [entry.name for entry in shelf.cards()] == ["ink"]
+    assert [entry.name for entry in shelf.cards()] == ["ink", "neon"]
+
+
+def test_a_full_disk_is_told(home: Path, shelf: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = style().save(home / "ink.safetensors").read_bytes()
+    shelf.refresh()
+    (ink,) = shelf.cards()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", full)
+        for change in (lambda: shelf.add_file("x.safetensors", data), lambda: shelf.remove(ink.id)):
+            with pytest.raises(AdapterError, match="can't be written") as refusal:
+                change()
+            assert refusal.value.faults == ("No space left on device",)
+        with pytest.raises(RunError, match="can't be written"):
+            Library(home, shelf.store)
+    assert shelf.refresh() == Changes()
+    assert shelf.cards() == [ink]
+
+
+def test_the_bin_may_be_deleted_by_hand(home: Path, shelf: Library) -> None:
+    style().save(home / "ink.safetensors")
+    shutil.rmtree(home / ".studio" / "bin")
+    assert shelf.refresh() == Changes(new=1)
+    shelf.remove(shelf.cards()[0].id)
+    assert [entry.name for entry in shelf.removed()] == ["ink"]
+
+
 def test_the_disk_is_believed(home: Path, shelf: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     style().save(home / "ink.safetensors")
     shelf.refresh()
@@ -226,7 +312,9 @@ def test_what_is_downloaded_can_be_uploaded(home: Path, shelf: Library, tmp_path
     assert shelf.refresh() == Changes()
     assert shelf.add_file("again.safetensors", data) == ink
     for entry in (ink, pirate):
-        name, packed = shelf.download(entry.id)
+        name, stream = shelf.download(entry.id)
+        with stream:
+            packed = stream.read()
         shelf.remove(entry.id)
         assert shelf.add_file(name, packed) == replace(entry, added=entry.added)
 
@@ -289,7 +377,7 @@ def test_only_paths_inside_the_roots_are_taken(home: Path, shelf: Library, tmp_p
     other = style(3).save(outside / "other.safetensors")
     style(4).save(runs / "ink.safetensors")
     (runs / "report.json").write_text('{"adapter": "ink.safetensors"}')
-    shelf.roots = (home, tmp_path / "runs")
+    shelf = Library(home, shelf.store, [tmp_path / "runs"])
     entry = shelf.add_path(runs)
     assert entry.path == home / "ink.safetensors"
     assert shelf.add_path(runs / "ink.safetensors", "again") == entry  # it is here already
@@ -306,6 +394,18 @@ def test_only_paths_inside_the_roots_are_taken(home: Path, shelf: Library, tmp_p
     with pytest.raises(AdapterError, match="outside of the folders"):
         shelf.add_path(tmp_path / "nothing")  # nor is it told what there is elsewhere
     assert files_in(home) == {"ink.safetensors"}
+
+
+def test_paths_as_people_type_them(home: Path, shelf: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "runs").mkdir()
+    style().save(home / "runs" / "ink.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert shelf.add_path(Path("runs/ink.safetensors")).path == home / "ink.safetensors"
+    for odd in ("~nobody1/x", "x" * 300, "a\0b"):
+        with pytest.raises(ConfigError, match="can't be a path"):
+            shelf.add_path(Path(odd))
+        fit = shelf.fits(shelf.cards()[0].id, odd)
+        assert (fit.whole, "can't be a path" in fit.why) == (False, True)
 
 
 def all_at_once(work: Callable[[int], object]) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from trainers.errors import AdapterError
-from trainers.lora.metadata import kohya_metadata, modelspec_metadata
+from trainers.lora.metadata import kohya_metadata, modelspec_metadata, tag_counts, thumbnail_of, trigger_of
 
 
 def test_kohya_entries_have_their_names_and_are_all_strings() -> None:
@@ -89,3 +89,27 @@ def test_unknown_base_and_prediction_are_both_named() -> None:
     with pytest.raises(AdapterError) as caught:
         modelspec_metadata(base_version="flux", title="Ink", prediction="flow")
     assert ["'flux'" in caught.value.faults[0], "'flow'" in caught.value.faults[1]] == [True, True]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1}', '{"a": {"b": "c"}}'])
+def test_broken_tags_are_no_tags(text: str) -> None:
+    assert tag_counts({"ss_tag_frequency": text}) == {}
+    assert trigger_of({"ss_tag_frequency": "{}", "ss_dataset_dirs": text}) == ""
+
+
+def test_tags_that_all_captions_share_are_the_trigger_where_none_is_said() -> None:
+    tags = {"10_ink": {"ink style": 2, "a cat": 1, "a dog": 1}, "1_more": {"ink style": 1, "a cat": 1}}
+    folders = {"10_ink": {"n_repeats": 10, "img_count": 2}, "1_more": {"n_repeats": 1, "img_count": 1}}
+    head = {"ss_tag_frequency": json.dumps(tags), "ss_dataset_dirs": json.dumps(folders)}
+    assert trigger_of(head) == "ink style"
+    assert trigger_of(head | {"modelspec.trigger_phrase": "inkstyle"}) == "inkstyle"
+    assert trigger_of({"ss_tag_frequency": head["ss_tag_frequency"]}) == ""
+    same = {"a": {"1girl": 5, "solo": 5, "hat": 5, "tree": 5}}
+    alike = {"ss_tag_frequency": json.dumps(same), "ss_dataset_dirs": '{"a": {"img_count": 5}}'}
+    assert trigger_of(alike) == ""  # a subject in keywords
+
+
+def test_a_thumbnail_may_be_of_another_kind_than_the_standards() -> None:
+    assert thumbnail_of({"modelspec.thumbnail": "data:image/png;base64,/9g="}) == b"\xff\xd8"
+    assert thumbnail_of({"modelspec.thumbnail": "data:image/png;base64,?"}) is None
+    assert thumbnail_of({"modelspec.thumbnail": "https://example.org/ink.png"}) is None

@@ -12,7 +12,7 @@ from torch import nn
 from studio.draw.use import Use, located
 from studio.resident import base_of, check_digests, hang
 from trainers.errors import AdapterError, BaseError
-from trainers.lora.adapter import Adapter
+from trainers.lora.adapter import Adapter, AdapterInfo
 from trainers.lora.pair import LoraPair
 from trainers.lora.rack import Rack
 
@@ -41,6 +41,22 @@ def test_a_part_that_is_lost(rack: Rack, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="only part of this adapter"):
         hang(rack, [use])
     assert "of its energy acts in this base" in hang(rack, [use], partial=True)[1][0]
+
+
+NAMES = [("stylora.base", "tiny-lm", "1"), ("ss_sd_model_name", "tiny-sd", "1")]
+SILENT = [("ss_sd_model_name", "other", "1"), ("ss_sd_model_name", "tiny-sd", "2"), ("ss_sd_model_name", "tiny-sd", "")]
+
+
+@pytest.mark.parametrize(("key", "name", "known"), NAMES + SILENT)
+def test_another_base_of_the_same_name(rack: Rack, tmp_path: Path, key: str, name: str, known: str) -> None:
+    """Nothing is said of an adapter on a base of another name, nor where its digest is the same or isn't known."""
+    header = {key: name, "stylora.base_digest": known * 64, "ss_new_sd_model_hash": "1" * 64}
+    pairs = {"model.a": LoraPair(torch.randn(1, 4), torch.randn(4, 1), 1.0)}
+    use = Use(Adapter(pairs, AdapterInfo(header)).save(tmp_path / "ink", "peft"))
+    base = f"/bases/{name}" if (key, name, known) in NAMES else "tiny-sd"
+    notes = hang(rack, [use], base=base, base_digest="2" * 64)[1]
+    told = f"ink was trained on another {name} (its digest is 11111111, this base's is 22222222): it may not act"
+    assert [note.startswith(told) for note in notes] == [True] * ((key, name, known) in NAMES)
 
 
 def test_all_that_is_wrong_is_told(rack: Rack, tmp_path: Path) -> None:

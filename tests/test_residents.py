@@ -19,8 +19,9 @@ from studio.desk.residents import Residents
 from studio.draw.recipe import Recipe
 from studio.draw.use import Use
 from studio.write.recipe import WritingRecipe
-from trainers.errors import AdapterError, BaseError
-from trainers.lora.adapter import Adapter
+from trainers.errors import AdapterError, BaseError, StyloraError
+from trainers.families import stable_diffusion
+from trainers.lora.adapter import Adapter, AdapterInfo
 from trainers.lora.gains import Gain
 from trainers.lora.rack import Rack
 
@@ -128,11 +129,73 @@ def test_one_base_of_each_kind(held: Residents, tiny_base: Path, tmp_path: Path)
         held.easel(recipe(words))
 
 
+def test_a_folder_that_is_no_base_is_refused_before_it_is_looked_through(
+    held: Residents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("rglob", "glob"):
+        monkeypatch.setattr(Path, name, lambda *_: pytest.fail("looked through"))
+    with pytest.raises(BaseError, match="holds no model_index"):
+        held.easel(recipe(tmp_path))
+    for odd in ("~nobody1/x", "x" * 300, "a\0b"):
+        with pytest.raises(StyloraError, match="can't be a path"):
+            held.easel(Recipe("a", base=odd))
+
+
+def test_what_a_base_is_not_made_of_may_change(held: Residents, tiny_base: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_base, copy)
+    one = held.easel(recipe(copy))
+    (copy / "notes.txt").write_text("drawn with it")
+    assert held.easel(recipe(copy)).family is one.family
+
+
+def test_a_base_that_was_replaced_by_a_broken_one_is_told(held: Residents, tiny_base: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_base, copy)
+    held.easel(recipe(copy))
+    (copy / "model_index.json").write_text("{}")
+    with pytest.raises(BaseError, match="of another kind"):
+        held.easel(recipe(copy))
+
+
 def test_between_jobs_nothing_acts(held: Residents, tiny_base: Path, files: list[Path]) -> None:
     easel = held.easel(recipe(tiny_base, files[0]))
     easel.rack.set([{easel.keys[0]: Gain(1.0)}])
     held.rest()
     assert all(layer.idle for layer in easel.rack._layers.values())
+
+
+def headed(file: Path, path: Path, base: Path, digest: str) -> Use:
+    """The adapter with a header that says which base it was trained on."""
+    info = AdapterInfo({"stylora.base": base.name, "stylora.base_digest": digest})
+    return Use(Adapter(Adapter.load(file).pairs, info).save(path, "peft"))
+
+
+def test_a_picture_adapter_of_another_base_of_this_name(
+    held: Residents, tiny_base: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told without reading the base's files again."""
+    unet = held.pictures(str(tiny_base)).family.digest("unet")
+    held.easel(recipe(tiny_base))
+    monkeypatch.setattr(stable_diffusion, "digest_of_files", lambda _: pytest.fail("the base was read again"))
+    notes = {
+        digest: held.easel(
+            replace(recipe(tiny_base), adapters=(headed(files[0], tmp_path / digest, tiny_base, digest),))
+        )
+        for digest in (unet, "f" * 64)
+    }
+    assert notes[unet].notes == ()
+    (note,) = notes["f" * 64].notes
+    assert f"was trained on another {tiny_base.name} (its digest is ffffffff, this base's is {unet[:8]})" in note
+
+
+def test_a_text_adapter_of_another_base_of_this_name(held: Residents, tmp_path: Path) -> None:
+    words = lm("llama", tmp_path / "lm")
+    file, model = styled(words, tmp_path / "pirate"), held.texts(str(words)).family.digest("model")
+    for digest, notes in ((model, 0), ("f" * 64, 1)):
+        use = headed(file, tmp_path / digest, words, digest)
+        found = held.desk(WritingRecipe("a", base=str(words), adapters=(use,))).notes
+        assert [f"this base's is {model[:8]}" in note for note in found] == [True] * notes
 
 
 def test_equal_adapters_are_refused(held: Residents, tiny_base: Path, files: list[Path], tmp_path: Path) -> None:

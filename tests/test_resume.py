@@ -1,29 +1,24 @@
-"""Stopped anywhere and resumed, by SIGKILL too, a run ends with the same bytes as one that was never stopped."""
+"""Stopped anywhere, by SIGINT and SIGKILL too, and resumed, a run ends with the same bytes as one never stopped."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training import arguments, config_for, pictures, train
+from training import Child, arguments, config_for, pictures, told, train
 
-from trainers import checkpoint, events, loop, run
+from trainers import checkpoint, loop, run, stopping
 from trainers.config import TrainConfig
 from trainers.errors import DatasetError, RunError
-from trainers.events import Event, Finished, Note, Saved, Started, Step
+from trainers.events import Event, Finished, Note, Saved, Started, Step, Stopped
 from trainers.lora.adapter import digest
 
-ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 300  # seconds that a child may take on a busy machine
 STEPS = 7
 SHORT = {"train.steps": STEPS, "train.save_every": 3}
 KILLED = {"train.steps": 40, "train.save_every": 4, "train.batch": 4}
@@ -72,10 +67,6 @@ def resume(config: TrainConfig) -> list[Event]:
 
 def sha(config: TrainConfig) -> str:
     return digest(run.adapter_path(config))
-
-
-def told(config: TrainConfig) -> list[Event]:
-    return [events.from_json(line) for line in (config.out / "events.jsonl").read_text().splitlines()]
 
 
 # --- in one process ---------------------------------------------------------------------------------------------------
@@ -225,32 +216,56 @@ def test_changed_data_is_refused_until_it_is_put_back(
     assert sha(config) == sha(whole)
 
 
+# --- asked to stop ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [1, 3, STEPS])
+def test_asked_to_stop_it_saves_the_step_it_is_in(
+    quick: None,
+    whole: TrainConfig,
+    tiny_base: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:
+    """In the first step, in one that is saved anyway, and in the last."""
+    config = config_for(tiny_base, data, tmp_path / "run", SHORT)
+    with monkeypatch.context() as patch:
+        made: list[Event] = []
+        for event in run.start(config):
+            made.append(event)
+            if isinstance(event, Step) and event.step == after:
+                patch.setattr(stopping, "asked", lambda: True)
+    assert made[-1] == Stopped(after)
+    assert [event.step for event in made if isinstance(event, Saved)] == sorted({*range(3, after, 3), after})
+    assert not run.finished(config.out)
+    again = resume(config)
+    assert [event.step for event in again if isinstance(event, Step)] == [*range(after + 1, STEPS + 1)]
+    assert sha(config) == sha(whole)
+
+
+@pytest.mark.parametrize(("sign", "optimizer"), [(signal.SIGINT, "adamw"), (signal.SIGTERM, "adamw8bit")])
+def test_a_process_that_is_asked_to_stop_does_no_step_twice(
+    tiny_base: Path, data: Path, tmp_path: Path, sign: signal.Signals, optimizer: str
+) -> None:
+    settings = {**KILLED, "optim.name": optimizer, "train.save_every": 0}
+    config = config_for(tiny_base, data, tmp_path / "stopped", settings)
+    steps = []
+    for command in (arguments(config), ["-m", "trainers", "resume", str(config.out)]):
+        child = Child(tmp_path, *command)
+        steps.append(child.stop_after_a_step(config, sign, more_than=max(steps, default=0)))
+        assert f"Error: stopped after step {steps[-1]}, which is saved\nNext: " in child.words.read_text()
+        assert sorted(path.name for path in (config.out / "checkpoints").iterdir()) == [f"step-{n:06}" for n in steps]
+    resume(config)
+    assert [event.first_step for event in told(config) if isinstance(event, Started)] == [0, *steps]
+    assert [event.step for event in told(config) if isinstance(event, Step)] == [*range(1, 41)]
+    never = config_for(tiny_base, data, tmp_path / "never", settings)
+    train(never)
+    assert sha(config) == sha(never)
+
+
 # --- killed -----------------------------------------------------------------------------------------------------------
-
-
-class Child:
-    """A training in a process of its own; its words go to a file."""
-
-    def __init__(self, place: Path, *command: str) -> None:
-        self.words = place / "words.txt"
-        with self.words.open("a") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT
-            )
-
-    def kill_after_a_checkpoint(self, config: TrainConfig, more_than: int = 0) -> int:
-        """SIGKILL as soon as the events file tells of one more checkpoint; returns how many it tells of then."""
-        file, deadline = config.out / "events.jsonl", time.monotonic() + PATIENCE
-        while not file.is_file() or file.read_text().count('"event": "Saved"') <= more_than:
-            assert self.process.poll() is None, self.words.read_text()
-            assert time.monotonic() < deadline, self.words.read_text()
-            time.sleep(0.005)
-        self.process.kill()
-        assert self.process.wait(PATIENCE) == -signal.SIGKILL, "it ended before it could be killed"
-        return file.read_text().count('"event": "Saved"')
-
-    def end(self) -> None:
-        assert self.process.wait(PATIENCE) == 0, self.words.read_text()
 
 
 @pytest.mark.parametrize(("optimizer", "kills"), [("adamw", 1), ("adamw8bit", 2)])

@@ -19,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from trainers.errors import BaseError
+from trainers.errors import BaseError, ConfigError
 from trainers.families.base import Example
 from trainers.families.stable_diffusion import SAMPLERS, StableDiffusion
-from trainers.families.stepping import steps_over
+from trainers.families.stepping import has_steps, steps_over
 
 UNET, VAE = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))
 TEXT = "text_encoder/model.safetensors"
+OTHERS = {"dpm++2m": 998, "dpm++2m-karras": 1000, "unipc": 998}  # samplers that can't take 999 steps, or 1000 too
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +288,26 @@ def test_sizes_and_progress(family: StableDiffusion) -> None:
 )
 def test_steps_that_are_over(timesteps: list[float], steps: int, over: list[int]) -> None:
     assert [steps_over(timesteps, call, steps) for call in range(len(timesteps))] == over
+
+
+@pytest.mark.parametrize(("sampler", "most"), {None: 999, **dict.fromkeys(SAMPLERS, 999), **OTHERS}.items())
+def test_more_steps_than_a_sampler_can_take_are_refused(copy: Path, sampler: str | None, most: int) -> None:
+    """Whatever isn't refused runs to its end; SD 1.x's own settings of its scheduler decide."""
+    sd1 = {"num_train_timesteps": 1000, "timestep_spacing": "leading", "steps_offset": 1}
+    changed_json(copy / "scheduler/scheduler_config.json", **sd1)
+    family = StableDiffusion(copy)
+    family.check_steps(most, sampler)
+    family.check_steps(1, sampler)
+    scheduler, latents = family._scheduler(sampler), torch.ones(1, 4, 2, 2)
+    assert has_steps(scheduler, most)
+    for timestep in scheduler.timesteps:
+        latents = scheduler.step(torch.zeros_like(latents), timestep, latents).prev_sample
+    assert latents.isfinite().all()
+    if most < 1000:
+        with pytest.raises(ConfigError, match=f"got {most + 1}, wanted at most {most}, as many as"):
+            family.sample(["a"], [0], steps=most + 1, sampler=sampler)
+        with pytest.raises(ConfigError, match=f"wanted at most {most}, as many as"):
+            family.check_steps(2000, sampler)
 
 
 def test_modes_are_what_they_were(tiny_base: Path) -> None:

@@ -59,7 +59,7 @@ def test_each_desk_sees_its_own(store: Store) -> None:
 
 
 def test_what_there_is_not(store: Store) -> None:
-    for wrong in (lambda: store.job(7), lambda: store.set_job(7, done=1), lambda: store.keep_picture(7)):
+    for wrong in (lambda: store.job(7), lambda: store.set_job(7, done=1), lambda: store.picture(7)):
         with pytest.raises(RunError, match="there is no"):
             wrong()
     for odd in ({"state": "asleep"}, {"desk": "eve"}):
@@ -67,13 +67,11 @@ def test_what_there_is_not(store: Store) -> None:
             store.set_job(store.add_job("ann", "draw", {}, ""), **odd)
 
 
-def test_a_picture_is_kept_and_deleted(store: Store) -> None:
+def test_a_picture_is_added_and_deleted(store: Store) -> None:
     id = store.add_picture("ann", 3, "pictures/1.png", "seed = 1", 64, 48)
     row = store.picture(id)
-    assert (row.job, row.recipe, row.width, row.height, row.kept) == (3, "seed = 1", 64, 48, False)
+    assert (row.job, row.recipe, row.width, row.height) == (3, "seed = 1", 64, 48)
     assert store.picture_path(row) == store.path.parent / "pictures/1.png"
-    store.keep_picture(id)
-    assert store.picture(id).kept is True
     store.delete_picture(id)
     assert store.pictures("ann") == []
 
@@ -87,9 +85,8 @@ def test_the_index_keeps_a_persons_tags_through_everything(store: Store) -> None
     store.put_adapter(moved)
     store.forget_adapter(row.path)
     assert store.adapters() == [moved]
-    assert store.tags("abc") == ("line", "ink") == store.notes()["abc"].tags
+    assert store.notes()["abc"].tags == ("line", "ink")
     assert store.notes()["abc"].added == added
-    assert store.tags("unknown") == ()
 
 
 def test_settings_and_fits(store: Store) -> None:

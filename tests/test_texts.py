@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lms import lm
 from safetensors import safe_open
-from training import SHORT
+from training import SHORT, Child, arguments
 
 from trainers import run, texts
 from trainers.config import TrainConfig
@@ -156,6 +156,16 @@ def test_a_step_is_divided_by_what_is_learned(runs: Runs) -> None:
 
 
 NOISY = {"optim.name": "adamw", "objective.neftune": 5.0, "lora.dropout": 0.2}
+
+
+def test_a_process_asked_to_stop_ends_with_the_same_bytes(runs: Runs, tmp_path: Path) -> None:
+    """It is asked by a real SIGINT; the best step lies before it, or comes after it."""
+    wish = {**NOISY, "train.steps": 60, "train.validate_every": 4, "optim.lr": 0.05}
+    whole, stopped = runs.known(wish), runs.config(wish)
+    after = Child(tmp_path, *arguments(stopped)).stop_after_a_step(stopped, more_than=8)
+    again = list(run.resume(stopped.out))
+    assert [event.step for event in again if isinstance(event, Step)] == [*range(after + 1, 61)]
+    assert digest(run.adapter_path(stopped)) == digest(run.adapter_path(whole))
 
 
 @pytest.mark.parametrize("settings", [{}, NOISY, {"lora.dora": True}])

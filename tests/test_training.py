@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import time
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import SHORT, config_for, pictures, train
+from training import SHORT, config_for, pictures, told, train
 
 from studio.desk import child
 from studio.desk import training as desk_training
@@ -21,7 +22,8 @@ from studio.desk.store import Store
 from studio.desk.training import RunStatus, Training
 from trainers import run
 from trainers.config import TrainConfig
-from trainers.errors import AdapterError, ConfigError, RunError
+from trainers.errors import AdapterError, ConfigError, RunError, StyloraError
+from trainers.events import Step
 from trainers.lora.adapter import digest
 
 PATIENCE = 300  # seconds that a child may take on a busy machine
@@ -126,21 +128,24 @@ def test_stopped_in_the_middle_and_resumed_it_ends_with_the_same_bytes(
     tiny_base: Path, home: Path, tmp_path: Path, server: Callable[[], Training]
 ) -> None:
     training = server()
-    length = {"train.steps": 30, "train.save_every": 2}
+    length = {"train.steps": 30, "train.save_every": 50}
     id = training.start("me", settings(tiny_base, home) | length, "ink")
-    until(training, id, lambda status: status.saved > 0)
+    until(training, id, lambda status: status.step > 0)
     training.stop(id)
     stopped = until(training, id, lambda status: status.state == "stopped")
-    assert 2 <= stopped.step < 30, "it ended before it could be stopped"
+    assert 1 <= stopped.step < 30, "it ended before it could be stopped"
+    assert stopped.saved == stopped.step
     assert stopped.error is None
     assert stopped.adapter is None
     words = training.folder / id / "words.txt"
-    assert "Error: stopped" in words.read_text()  # by ctrl-C's way, not by force
+    assert f"Error: stopped after step {stopped.step}, " in words.read_text()  # by ctrl-C's way, not by force
     training.resume(id)
     done = until(training, id, lambda status: status.state == "done")
     assert done.started is not None
-    assert done.started.first_step >= 2
+    assert done.started.first_step == stopped.step
     assert [step for step, _ in done.losses] == [*range(1, 31)]
+    config = TrainConfig.build(file=training.folder / id / "settings.toml")
+    assert [event.step for event in told(config) if isinstance(event, Step)] == [*range(1, 31)]  # none twice
     never = config_for(tiny_base, home / "ink", tmp_path / "never", length | {"name": "ink"})
     train(never)
     assert done.adapter is not None
@@ -271,9 +276,50 @@ def test_an_adapter_that_the_library_refuses_is_still_there(
     assert training.pace("tiny-sd") == 60 / (10 * 8)  # seconds a sample
     assert training.pace("sd15") is None
     assert [len(training.runs(desk)) for desk in ("me", "you", None)] == [1, 0, 1]
+    with pytest.raises(RunError, match="would be lost"):
+        training.remove(id)
+    with pytest.raises(StyloraError, match="no space"):
+        training.shelve(id)
+    assert status.adapter.is_file()
+    shelf.error = None
+    training.shelve(id)
+    status = training.status(id)
+    assert (status.run.adapter, status.error, shelf.taken) == ("entry-1", None, [status.adapter])
+    with pytest.raises(RunError, match="no adapter that isn't in the library"):
+        training.shelve(id)
     training.remove(id)
     assert training.runs() == []
     assert [path.name for path in training.folder.iterdir()] == [".lock"]
+
+
+def test_an_adapter_that_nobody_wants_can_be_deleted(
+    home: Path, children: Children, shelf: Shelf, server: Callable[[], Training]
+) -> None:
+    training = server()
+    id = training.start("me", {"data": str(home / "ink")}, "ink")
+    training.tend()
+    shelf.error = AdapterError("too large")
+    children.end(training, id, adapter=True)
+    training.tend()
+    training.remove(id, with_adapter=True)
+    assert training.runs() == []
+
+
+def test_a_full_disk_leaves_nothing_of_a_training(
+    home: Path, children: Children, server: Callable[[], Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = server()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for kind, name in ((Path, "write_text"), (Path, "mkdir")):
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, name, full)
+            with pytest.raises(RunError, match="No space left"):
+                training.start("me", {"data": str(home / "ink")}, "ink")
+        assert training.runs() == []
+        assert [path.name for path in training.folder.iterdir() if path.name != ".lock"] == []
 
 
 def test_what_cannot_be_started_is_told_at_once_and_leaves_nothing(

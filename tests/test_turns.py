@@ -17,8 +17,6 @@ def test_desks_take_turns_and_a_desk_keeps_its_order() -> None:
     for desk, job in [("ann", 1), ("ann", 2), ("ann", 3), ("bob", 4), ("bob", 5), ("eve", 6)]:
         turns.add(desk, job)
     assert turns.order() == [1, 4, 6, 2, 5, 3]
-    assert turns.of("ann") == [1, 2, 3]
-    assert turns.of("nobody") == []
     assert taken(turns) == [1, 4, 6, 2, 5, 3]
     assert turns.take() is None
 
@@ -38,7 +36,7 @@ def test_a_new_wish_takes_the_place_of_the_old_one() -> None:
         turns.add("ann", job)
     turns.add("ann", 8, instead_of=2)
     turns.add("ann", 9, instead_of=7)  # which isn't there
-    assert turns.of("ann") == [1, 8, 3, 9]
+    assert turns.order() == [1, 8, 3, 9]
 
 
 def test_jobs_can_be_dropped() -> None:

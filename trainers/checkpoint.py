@@ -73,7 +73,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int) -> Path:
-    """Write checkpoint `step` under `folder`, then remove all but the newest `keep`. Raises RunError."""
+    """Write checkpoint `step` under `folder`, then remove all but the newest `keep` up to it. Raises RunError."""
     final = folder / f"step-{step:06d}"
     partial = folder / f".{final.name}.tmp"
     try:
@@ -96,7 +96,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
         raise RunError(
             f"checkpoint {final} can't be written: {error}", next_step="free some space, then `stylora resume`"
         ) from error
-    for old in _folders(folder)[keep:]:
+    there = _folders(folder)
+    for old in there[there.index(final) + keep :]:  # one of a later step was broken and is written anew
         shutil.rmtree(old, ignore_errors=True)
     return final
 

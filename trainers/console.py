@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from trainers import stopping
 from trainers.errors import StyloraError
 
 QUIET = {
@@ -37,8 +38,8 @@ class StyloraGroup(TyperGroup):
         except StyloraError as error:
             complain(error)
             sys.exit(1)
-        except KeyboardInterrupt:
-            complain(StyloraError("stopped", next_step="a begun run goes on with `stylora resume RUN`"))
+        except KeyboardInterrupt as stop:
+            complain(StyloraError(str(stop) or "stopped", next_step="a begun run goes on with `stylora resume RUN`"))
             sys.exit(130)
 
 
@@ -80,14 +81,18 @@ def size(count: float) -> str:
 
 
 def follow(events: Iterable[Any], steps: int) -> dict[str, Any]:
-    """Draw a run's events as they come; returns the report of the finished run (empty if there was nothing to do)."""
-    if not speaks():
-        for _ in events:
-            pass
-        return {}
-    if not sys.stdout.isatty():
-        return _plain(events, steps)
-    return _live(events, steps)
+    """Draw a run's events as they come; returns the report of the finished run (empty if there was nothing to do).
+
+    Raises KeyboardInterrupt when it was asked to stop: during the steps once the one it is in is saved, else at once.
+    """
+    with stopping.watched(events) as told:
+        if not speaks():
+            for _ in told:
+                pass
+            return {}
+        if not sys.stdout.isatty():
+            return _plain(told, steps)
+        return _live(told, steps)
 
 
 def speaks() -> bool:

@@ -1,5 +1,5 @@
 """What a training tells the world, one JSON line each: Started, Cached, Supervised, Busy, Note, Step, Validation,
-Preview, Saved, Finished.
+Preview, Saved, Stopped, Finished.
 
 The command line draws them, `runs/<name>/events.jsonl` keeps them, and the studio follows that file.
 """
@@ -106,6 +106,13 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """The run was asked to stop and has ended; it can go on after this step, which stands on disk."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """The adapter is written."""
 
@@ -116,7 +123,7 @@ class Finished:
     report: dict[str, Any]
 
 
-Event = Started | Cached | Supervised | Busy | Note | Step | Validation | Preview | Saved | Finished
+Event = Started | Cached | Supervised | Busy | Note | Step | Validation | Preview | Saved | Stopped | Finished
 KINDS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Event)}
 
 

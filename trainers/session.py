@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trainers import checkpoint, devices, events, loop, optim, plot, prepare, report
+from trainers import checkpoint, devices, events, loop, optim, plot, prepare, report, stopping
 from trainers.config import TrainConfig
 from trainers.errors import RunError
 from trainers.events import Event
@@ -71,7 +71,10 @@ class Session:
 def events_of(
     config: TrainConfig, opened: Opened, samples: Any, found: checkpoint.Checkpoint | None
 ) -> Iterator[Event]:
-    """Everything from the data to the finished adapter, from a checkpoint on where one is given."""
+    """Everything from the data to the finished adapter, from a checkpoint on where one is given.
+
+    Asked to stop, by whichever process, it ends with a checkpoint of the step that is done, and `Stopped`.
+    """
     machine, family, subject = opened
     data = yield from subject.encode(config, family, samples, machine)
     shapes = subject.shapes(config)
@@ -90,9 +93,13 @@ def events_of(
         yield from _measure(session, event.step)
         session.seconds = before + time.monotonic() - begun
         yield from _between(session, event.step)
+        if machine.number(float(stopping.asked())):
+            yield from _stop(session, event.step)
+            return
         if session.ended:
-            yield events.Note(f"stopped after step {event.step}: no better than after step {session.best.step}")
             break
+    if session.ended:
+        yield events.Note(f"stopped after step {len(session.losses)}: no better than after step {session.best.step}")
     yield from _finish(session, peaks)
 
 
@@ -116,13 +123,32 @@ def _between(session: Session, step: int) -> Iterator[Event]:
     """What happens after some steps: a checkpoint, a preview."""
     config, last = session.config, step == session.config.train.steps
     machine, family, subject = session.opened
-    if config.train.save_every and step % config.train.save_every == 0 and not last:
-        if machine.leads:
-            path = checkpoint.save(config.out / CHECKPOINTS, step, *_state(session), keep=config.train.keep)
-            yield events.Saved(step, str(path))
-        machine.wait()
+    if _saves(config, step):
+        yield from _save_step(session, step)
     if config.train.preview_every and (step % config.train.preview_every == 0 or last) and machine.leads:
         yield events.Preview(step, str(subject.preview(config, family, session.data, step)))
+
+
+def _saves(config: TrainConfig, step: int) -> bool:
+    """Is this a step after which a checkpoint is written anyway?"""
+    train = config.train
+    return bool(train.save_every) and step % train.save_every == 0 and step != train.steps
+
+
+def _save_step(session: Session, step: int) -> Iterator[Event]:
+    """Write the checkpoint of the step that is done; the other processes wait."""
+    config, machine = session.config, session.opened.machine
+    if machine.leads:
+        path = checkpoint.save(config.out / CHECKPOINTS, step, *_state(session), keep=config.train.keep)
+        yield events.Saved(step, str(path))
+    machine.wait()
+
+
+def _stop(session: Session, step: int) -> Iterator[Event]:
+    """End after this step, so that the run can go on with the next one."""
+    if not _saves(session.config, step):
+        yield from _save_step(session, step)
+    yield events.Stopped(step)
 
 
 def _state(session: Session) -> tuple[dict[str, torch.Tensor], dict[str, object]]:

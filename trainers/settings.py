@@ -196,7 +196,7 @@ class LoopConfig(Section):
         "none", "number format of the frozen base: nf4 (QLoRA) takes an eighth of fp32's memory, int8 a quarter"
     )
     gradient_checkpointing: bool = Field(default=False, description="compute activations twice instead of keeping them")
-    save_every: int = Field(default=100, ge=0, description="steps between checkpoints; 0 = none on the way")
+    save_every: int = Field(default=100, ge=0, description="steps between checkpoints; 0 = only where it is stopped")
     keep: int = Field(default=2, ge=1, description="newest checkpoints kept")
     validate_every: int = for_text(
         50, "steps between measurements on the texts kept apart; the best step is kept; 0 = none", ge=0

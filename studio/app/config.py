@@ -5,9 +5,11 @@ Try it: python -c "from studio.app.config import *; print(settings(Options(Path(
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from trainers.errors import ConfigError
 PASSWORD = "STYLORA_PASSWORD"  # the environment variable that holds it, never a flag: flags are seen by all users
 SHORTEST_PASSWORD = 8
 LARGEST_UPLOAD = 1024  # MB
+LARGEST_SHARED = 256  # MB, where others send them: a file is held in memory until the page has taken it
 MAIN = Path(__file__).with_name("main.py")
 LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 HOME = Path("~/stylora")
@@ -39,18 +42,22 @@ BOTH = {
 
 @dataclass(frozen=True)
 class Options:
-    """The studio's own: its home folder, the bases it begins with, and whether others may come in."""
+    """The studio's own: its home folder, the bases it begins with, whether others may come in, and further folders.
+
+    Adapters, pictures and texts are taken from the home folder and from these `roots`, from nowhere else.
+    """
 
     home: Path
     base: str = "tiny-sd"
     text_base: str = "tiny-lm"
     share: bool = False
+    roots: tuple[Path, ...] = ()
 
     def to_environment(self) -> dict[str, str]:
         """For the process that runs the pages."""
         return {
             "STYLORA_HOME": str(self.home), "STYLORA_BASE": self.base, "STYLORA_TEXT_BASE": self.text_base,
-            "STYLORA_SHARE": "1" if self.share else "",
+            "STYLORA_SHARE": "1" if self.share else "", "STYLORA_ROOTS": json.dumps([str(root) for root in self.roots]),
         }  # fmt: skip
 
 
@@ -62,7 +69,13 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Options:
         environment.get("STYLORA_BASE") or usual.base,
         environment.get("STYLORA_TEXT_BASE") or usual.text_base,
         bool(environment.get("STYLORA_SHARE")),
+        tuple(Path(root) for root in json.loads(environment.get("STYLORA_ROOTS") or "[]")),
     )
+
+
+def largest(options: Options, wanted: int = LARGEST_UPLOAD) -> int:
+    """MB that an upload may have: what its kind of file takes, and less where others come in."""
+    return min(wanted, LARGEST_SHARED if options.share else LARGEST_UPLOAD)
 
 
 def settings(options: Options, port: int) -> dict[str, Any]:
@@ -76,7 +89,7 @@ def settings(options: Options, port: int) -> dict[str, Any]:
         "server.enableCORS": True,
         "server.fileWatcherType": "none",  # it would import every submodule of torch
         "server.runOnSave": False,
-        "server.maxUploadSize": LARGEST_UPLOAD,
+        "server.maxUploadSize": largest(options),
         "server.enableStaticServing": False,
         "browser.gatherUsageStats": False,
         "client.showErrorDetails": "none",
@@ -85,19 +98,22 @@ def settings(options: Options, port: int) -> dict[str, Any]:
         "logger.hideWelcomeMessage": True,
         "logger.level": "error",
         "runner.magicEnabled": False,
+        "global.disableWidgetStateDuplicationWarning": True,  # state.bound gives both on purpose
         "runner.postScriptGC": False,  # a full collection after each run, four times a second, starves the drawing
         **{f"{section}.{name}": value for section, theme in themes.items() for name, value in theme.items()},
     }
 
 
 def check(options: Options, port: int, password: str) -> None:
-    """Raises ConfigError: shared without a password worth the name, or the port is taken."""
+    """Raises ConfigError: shared without a password worth the name, a root that isn't there, or the port is taken."""
     if options.share and len(password) < SHORTEST_PASSWORD:
         why = f"{PASSWORD} has {len(password)} characters" if password else f"{PASSWORD} is not set"
         raise ConfigError(
             f"--share lets others in, which needs a password: {why}",
             next_step=f"{PASSWORD}='at least {SHORTEST_PASSWORD} characters' stylora app --share",
         )
+    if gone := [str(root) for root in options.roots if not root.is_dir()]:
+        raise ConfigError("--root: no such folder", gone, "name folders that are there")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: not taken by closed lines
         try:
@@ -109,11 +125,14 @@ def check(options: Options, port: int, password: str) -> None:
             ) from error
 
 
-def serve(options: Options, port: int) -> None:
-    """Serve the pages until the process is told to stop."""
-    from streamlit.web import bootstrap  # half a second
+def serve(options: Options, port: int, password: str) -> None:
+    """Serve the pages until the process is told to stop; behind the door where others may come in."""
+    import streamlit as st  # half a second
+    from starlette.middleware import Middleware
+
+    from studio.app.parts.door import Door
 
     os.environ.update(options.to_environment())
-    flags = {name.replace(".", "_"): value for name, value in settings(options, port).items()}
-    bootstrap.load_config_options(flags)
-    bootstrap.run(str(MAIN), False, [], flags)
+    door = [Middleware(Door, password=password)] if options.share else []
+    with suppress(KeyboardInterrupt):  # ctrl-C is the usual end
+        st.App(MAIN, middleware=door).run(config=settings(options, port))

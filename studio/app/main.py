@@ -1,4 +1,4 @@
-"""The frame around the studio's pages: theme, who may come in, the five pages. Streamlit runs it at every change.
+"""The frame around the studio's pages: theme, the five pages, what went wrong. Streamlit runs it at every change.
 
 Try it: `stylora app`
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import streamlit as st
 
 from studio.app import state
-from studio.app.parts import door, look, notices
+from studio.app.parts import look, notices
 
 PAGES = {
     "generate": ("Generate", ":material/brush:"),
@@ -23,9 +23,6 @@ def main() -> None:
     """One run of the frame and of the page that is open."""
     st.set_page_config("Stylora", page_icon=look.ICON, layout="wide", initial_sidebar_state="collapsed")
     look.dress()
-    if not state.admitted():
-        door.ask()
-        return
     pages = [
         st.Page(state.PAGES[name], title=title, icon=icon, url_path=name, default=name == "generate")
         for name, (title, icon) in PAGES.items()
@@ -34,7 +31,11 @@ def main() -> None:
         state.sit_down()
         opened = st.navigation(pages, position="top")
         notices.say_toasts()
+        faults = st.container()
         opened.run()
+        with faults:
+            for error in state.faults():
+                notices.show_error(error)
 
 
 if __name__ == "__main__":

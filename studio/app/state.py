@@ -12,15 +12,20 @@ import copy
 import re
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from studio.app import config
+from trainers.errors import StyloraError
 
 if TYPE_CHECKING:
+    from streamlit.runtime.uploaded_file_manager import UploadedFile
+
     from studio.desk.engine import Engine
 
 DESK = "desk"
@@ -42,21 +47,38 @@ def options() -> config.Options:
     return config.from_environment()
 
 
+_opened: dict[config.Options, Engine] = {}  # not in Streamlit's cache, which any browser can have cleared
+_opening = threading.Lock()
+
+
 def engine() -> Engine:
     """The server's one engine, started; shared by all desks."""
-    return _engine(options())
+    asked = options()
+    with _opening:
+        if asked not in _opened:
+            with st.spinner("Opening the studio …"):
+                _opened[asked] = _open(asked)
+        return _opened[asked]
 
 
-@st.cache_resource(max_entries=1, show_spinner="Opening the studio …")
-def _engine(asked: config.Options) -> Engine:
+def _open(asked: config.Options) -> Engine:
     from studio.desk.engine import Engine
 
-    opened = Engine(asked.home, base=asked.base, text_base=asked.text_base)
+    opened = Engine(
+        asked.home, base=asked.base, text_base=asked.text_base, roots=asked.roots, shared=asked.share
+    )  # fmt: skip
     opened.start()
     wait = threading.Timer(WARM_AFTER, _warm)
     wait.daemon = True
     wait.start()
     return opened
+
+
+def close() -> None:
+    """Close the engine; it is opened anew when it is asked for."""
+    with _opening:
+        while _opened:
+            _opened.popitem()[1].close()
 
 
 def _warm() -> None:
@@ -88,23 +110,20 @@ def sit_down() -> None:
             st.html(REMEMBER % (fresh, token, token), unsafe_allow_javascript=True)
 
 
-def admitted() -> bool:
-    return not options().share or bool(st.session_state.get("admitted"))
-
-
-def admit() -> None:
-    st.session_state["admitted"] = True
-
-
 # --- drafts ----------------------------------------------------------------------------------------------------------
 
 
 def _drafts() -> dict[str, Any]:
+    """All of the desk as this session knows them; each has a row of its own, which two tabs may change in turn."""
     if "drafts" not in st.session_state:
-        kept = engine().store.get(f"drafts/{desk()}")
-        st.session_state["drafts"] = kept if isinstance(kept, dict) else {}
+        kept = engine().store.under(_row(""))
+        st.session_state["drafts"] = {key.removeprefix(_row("")): value for key, value in kept.items()}
     drafts: dict[str, Any] = st.session_state["drafts"]
     return drafts
+
+
+def _row(name: str) -> str:
+    return f"drafts/{desk()}/{name}"
 
 
 def get(name: str, usual: Any = None) -> Any:
@@ -113,36 +132,51 @@ def get(name: str, usual: Any = None) -> Any:
 
 
 def put(name: str, value: Any) -> None:
-    """Keep a value that JSON can hold with the desk; None forgets it."""
+    """Keep a value that JSON can hold with the desk; None forgets it. What can't be stored lasts as the page does."""
     drafts = _drafts()
     if drafts.get(name) == value:
         return
-    if value is None:
-        drafts.pop(name, None)
-    else:
-        drafts[name] = value
-    engine().store.put(f"drafts/{desk()}", drafts)
+    try:
+        if value is None:
+            drafts.pop(name, None)
+            engine().store.drop(_row(name))
+        else:
+            drafts[name] = value
+            engine().store.put(_row(name), value)
+    except StyloraError as error:
+        fault(error)
 
 
-def bind(name: str, usual: Any, then: Callable[[], None] | None = None) -> dict[str, Any]:
+def bind(name: str, usual: Any, among: Iterable[Any] | None = None, shown: str = "value") -> dict[str, Any]:
     """Arguments that make a widget show and change a draft: `st.slider("Steps", 1, 100, **bind("generate.steps", 25))`.
 
-    `then` is called after a change.
+    `among` are the options of a selectbox or radio, `shown` is what the widget calls its first value else.
     """
-    return bound(f"w.{name}", get(name, usual), lambda value: put(name, value), then)
+    return bound(f"w.{name}", get(name, usual), lambda value: put(name, value), among, shown)
 
 
-def bound(key: str, value: Any, keep: Callable[[Any], None], then: Callable[[], None] | None = None) -> dict[str, Any]:
-    """The same for a value that is kept elsewhere: shown is `value`, a change is handed to `keep`."""
+def bound(
+    key: str, value: Any, keep: Callable[[Any], None], among: Iterable[Any] | None = None, shown: str = "value"
+) -> dict[str, Any]:
+    """The same for a value that is kept elsewhere: shown is `value`, a change is handed to `keep`.
+
+    The widget is also given its value as the first one it has. A run that a quick person interrupts may never reach the
+    browser, what it set is lost then, and the browser would send back the least value or the first option.
+    A StyloraError is told on the page; raised from a callback, it would leave the page empty.
+    """
     if st.session_state.get(key) != value:  # set only then: what is being typed would jump back
         st.session_state[key] = value
 
     def changed() -> None:
-        keep(st.session_state[key])
-        if then:
-            then()
+        try:
+            keep(st.session_state[key])
+        except StyloraError as error:
+            fault(error)
 
-    return {"key": key, "on_change": changed}
+    if among is None:
+        return {"key": key, "on_change": changed, shown: value}
+    options = list(among)
+    return {"key": key, "on_change": changed, "index": options.index(value) if value in options else 0}
 
 
 # --- this session alone ----------------------------------------------------------------------------------------------
@@ -155,6 +189,32 @@ def note(name: str, value: Any) -> None:
 
 def noted(name: str, usual: Any = None) -> Any:
     return st.session_state.get(f"note.{name}", usual)
+
+
+def fault(error: StyloraError) -> None:
+    """Have an error told above the page, which goes on."""
+    note("faults", [*noted("faults", []), error])
+
+
+def faults() -> list[StyloraError]:
+    """Those of this run, once."""
+    told: list[StyloraError] = noted("faults", [])
+    note("faults", [])
+    return told
+
+
+def upload_key(name: str) -> str:
+    """The key of an uploader; a new one after `forget_uploads`, which empties it."""
+    return f"{name}.{noted(name, 0)}"
+
+
+def forget_uploads(name: str, files: Iterable[UploadedFile]) -> None:
+    """Let go of the files of an uploader that were read: Streamlit holds them in memory until the page is closed."""
+    note(name, noted(name, 0) + 1)
+    context = get_script_run_ctx()
+    if context and isinstance(held := context.uploaded_file_mgr, MemoryUploadedFileManager):
+        for file in files:
+            held.remove_file(context.session_id, file.file_id)
 
 
 def go(page: str, **drafts: Any) -> None:

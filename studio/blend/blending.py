@@ -28,6 +28,7 @@ from trainers.lora.adapter import Adapter, AdapterInfo, content_digest, digest
 from trainers.lora.blocks import format_blocks
 from trainers.lora.family import is_text
 from trainers.lora.formats import FORMATS
+from trainers.lora.kinds import WeightOf
 from trainers.lora.metadata import ARCHITECTURES, kohya_metadata, modelspec_metadata
 from trainers.lora.pair import LoraPair, Pairs
 
@@ -140,14 +141,16 @@ class Blended:
 
 
 def blend(
-    texts: Sequence[str], plan: Plan, out: Path | None, overwrite: bool = False, faults: Sequence[str] = ()
-) -> Blended:
+    texts: Sequence[str | Use], plan: Plan, out: Path | None, overwrite: bool = False, faults: Sequence[str] = (),
+    weight_of: WeightOf | None = None,
+) -> Blended:  # fmt: skip
     """`FILE[:WEIGHT][:te=W][:blocks=…]` each -> one adapter named after `out`, which `save` writes.
 
-    `out` is beside the first if not said. Raises one AdapterError with every fault, those that the caller found first.
+    `out` is beside the first if not said; DoRA is converted with the base's weights, which `weight_of` gives.
+    Raises one AdapterError with every fault, those that the caller found first.
     """
     faults = [*faults, *plan.faults()]
-    sources = [source for text in texts if (source := _read(text, faults))]
+    sources = [source for text in texts if (source := _read(text, faults, weight_of))]
     adapters = [(source.use.title, source.adapter) for source in sources]
     plan = replace(plan, format=plan.format or KIND_FORMATS[any(is_text(adapter.pairs) for _, adapter in adapters)])
     if out is None and sources:
@@ -171,8 +174,9 @@ def blend(
 
 
 def resize(
-    text: str, plan: Plan, out: Path | None = None, overwrite: bool = False, faults: Sequence[str] = ()
-) -> Blended:
+    text: str | Use, plan: Plan, out: Path | None = None, overwrite: bool = False, faults: Sequence[str] = (),
+    weight_of: WeightOf | None = None,
+) -> Blended:  # fmt: skip
     """One adapter cut to a rank or a share of its energy; `out` is beside it if not said.
 
     Its header is kept, but for what was measured of the numbers as they were.
@@ -180,7 +184,7 @@ def resize(
     """
     if plan.rank is None and plan.energy is None:
         faults = [*faults, "neither --rank nor --energy says how far to cut"]
-    made = blend([text], plan, out, overwrite, faults)
+    made = blend([text], plan, out, overwrite, faults, weight_of)
     said = made.adapter.info.metadata
     new = {key: said[key] for key in (certificate.KEY, *OF_THE_FILE) if key in said}
     kept = {k: v for k, v in made.sources[0].adapter.info.metadata.items() if k not in OF_OTHER_NUMBERS}
@@ -195,19 +199,19 @@ def _beside(path: Path, plan: Plan) -> Path:
     return path.with_name(stem + (".safetensors" if plan.format != "peft" else ""))
 
 
-def _read(text: str, faults: list[str]) -> Source | None:
+def _read(text: str | Use, faults: list[str], weight_of: WeightOf | None) -> Source | None:
     """The adapter that `text` names, or None and lines of `faults`."""
-    use = None
+    use = None if isinstance(text, str) else text
     with noting(faults):
-        use = parse_use(text)
+        use = use or parse_use(str(text))
     if use is None:
         return None
     if use.gain.schedule:
-        faults.append(f"{text}: a file can't hold a schedule; leave it out")
+        faults.append(f"{use.title}: a file can't hold a schedule; leave it out")
     try:
-        adapter = Adapter.load(use.path)
+        adapter = Adapter.load(use.path, weight_of=weight_of)
         if is_text(adapter.pairs) and (odd := replace(use.gain, schedule=()).for_pictures):
-            faults.append(f"{text}: an adapter for text has no use for {', '.join(odd)}")
+            faults.append(f"{use.title}: an adapter for text has no use for {', '.join(odd)}")
         return Source(use, adapter, digest(use.path))
     except StyloraError as error:
         faults += [f"{use.path}: {fault}" for fault in error.faults] or [error.what]

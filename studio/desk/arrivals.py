@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from studio.desk import shelf
-from studio.desk.places import inside
+from studio.desk.places import inside, reason, written
 from trainers.errors import AdapterError
 
 LARGEST = 2 * 1024**3  # bytes of an adapter
@@ -33,17 +33,18 @@ UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError,
 
 
 def unpacked(name: str, data: bytes, folder: Path, largest: int = LARGEST) -> Path:
-    """An upload written into `folder`, under a plain name. AdapterError: too large, of another kind, no sound zip."""
+    """An upload written into `folder`, under a plain name.
+
+    AdapterError: too large, of another kind, no sound zip, or no room for it on the disk.
+    """
     stem, kind = shelf.plain_name(name), Path(name.strip()).suffix.lower()
     if kind not in (shelf.SUFFIX, ".zip"):
         raise AdapterError(f"{_short(name)}: no adapter by its name", next_step=f"give {KINDS}")
     _small(name, len(data), largest)
-    if kind == ".zip":
-        return _unzipped(name, data, folder / stem, largest)
-    place = folder / f"{stem}{shelf.SUFFIX}"
-    with place.open("xb") as out:
-        _poured(io.BytesIO(data), out)
-    return place
+    with written(_short(name), AdapterError):
+        if kind == ".zip":
+            return _unzipped(name, data, folder / stem, largest)
+        return _poured(io.BytesIO(data), folder / f"{stem}{shelf.SUFFIX}")
 
 
 def copied(path: Path, folder: Path, roots: Sequence[Path], largest: int = LARGEST) -> Path:
@@ -55,18 +56,17 @@ def copied(path: Path, folder: Path, roots: Sequence[Path], largest: int = LARGE
     try:
         _small(path.name, sum(piece.stat().st_size for piece in pieces), largest)
         for piece in pieces:
-            target = place / piece.relative_to(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with piece.open("rb") as source, target.open("xb") as written:
-                _poured(source, written)
+            with piece.open("rb") as source:
+                _poured(source, place / piece.relative_to(path))
     except OSError as error:
-        raise AdapterError(f"{path.name}: can't be copied", [error.strerror or str(error)]) from None
+        step = "free some space, or check the file's rights"
+        raise AdapterError(f"{path.name}: can't be copied", [reason(error)], step) from None
     return place
 
 
 def outside(path: Path, faults: Sequence[str] = ()) -> AdapterError:
     """What to say of a path that isn't the studio's to read."""
-    step = "upload the file instead, or start the studio with that folder as --library"
+    step = "upload the file instead, or start the studio with that folder as --root"
     return AdapterError(f"{_short(path.name)}: outside of the folders that the studio may read", faults, step)
 
 
@@ -76,10 +76,11 @@ def _unzipped(name: str, data: bytes, place: Path, largest: int) -> Path:
             wanted = _wanted(name, archive.infolist())
             _small(name, sum(entry.file_size for entry in wanted.values()), largest)
             for part, entry in wanted.items():
-                (place / part).parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as source, (place / part).open("xb") as target:
-                    _poured(source, target)
+                with archive.open(entry) as source:
+                    _poured(source, place / part)
     except UNREADABLE as error:
+        if getattr(error, "errno", None):  # the disk is at fault, not the zip
+            raise
         raise AdapterError(f"{_short(name)}: no sound zip", [str(error)], "pack it again") from None
     return place
 
@@ -119,10 +120,14 @@ def _small(name: str, size: int, largest: int) -> None:
         raise AdapterError(f"{_short(name)}: too large for an adapter", [fault], "give the adapter without its base")
 
 
-def _poured(source: IO[bytes], out: IO[bytes]) -> None:
-    shutil.copyfileobj(source, out, CHUNK)
-    out.flush()
-    os.fsync(out.fileno())
+def _poured(source: IO[bytes], place: Path) -> Path:
+    """A new file of what is read."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("xb") as out:
+        shutil.copyfileobj(source, out, CHUNK)
+        out.flush()
+        os.fsync(out.fileno())
+    return place
 
 
 def _short(name: str) -> str:

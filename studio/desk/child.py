@@ -64,7 +64,7 @@ def lives(words: Path) -> bool:
 
 
 def interrupt(pid: int, sign: signal.Signals = signal.SIGINT) -> None:
-    """Ask a living child to stop: as ctrl-C does, or more firmly."""
+    """Ask a living child to stop: as ctrl-C does once its step is saved; a second time, at once."""
     if pid > 0:  # 0 would be this process and all its own
         with suppress(ProcessLookupError):  # it ended just now
             os.killpg(pid, sign)

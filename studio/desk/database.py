@@ -1,18 +1,23 @@
 """One SQLite file that threads and processes share: whole transactions, tables brought up to date, faults in words.
 
+And the lock of a server that must be the only one on its folder.
+
 Try it: python -c "from studio.desk.database import *; print(Database(Path('/tmp/a.db'), []).rows('SELECT 1')[0][0])"
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from studio.desk.places import reason
 from trainers.errors import RunError
 
 PATIENCE = 15.0  # seconds to wait for another process that writes
@@ -96,3 +101,27 @@ class Database:
         except (OSError, sqlite3.Error) as error:
             step = "free some space, check the folder's rights, or name another --library"
             raise RunError(f"{self.path} can't be {what}", [str(error)], step) from error
+
+
+def lock(folder: Path) -> IO[str]:
+    """Be the only server on this folder, until the file that is given is closed or the process ends, were it by a kill.
+
+    Raises RunError: another has it open, or it can't be written.
+    """
+    step = f"use that one, or end it; or name another --library than {folder.parent}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "server.lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            by = f"by process {file.read().strip() or 'unknown'}"
+            file.close()
+            raise RunError(f"the studio in {folder.parent} is open already", [by], step) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+    except OSError as error:
+        raise RunError(f"{folder} can't be written", [reason(error)], "check its rights and space") from error
+    return file

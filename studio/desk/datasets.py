@@ -1,20 +1,23 @@
-"""The folders that people train on: their own in `.studio/datasets/`, the samples, and others under the allowed roots.
+"""The folders that people train on: their desk's own, the samples, and others under the allowed roots.
 
+A desk's own lie in a folder of `.studio/datasets/` that no other desk sees; nothing else of `.studio` is opened.
 Uploads are limited by kind and size, never written over a file; what is taken out lies in the dataset's `.removed/`.
 Try: python -c "from studio.desk.datasets import *; print(Datasets(Path('/tmp/home')).names())"
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from studio.desk.places import inside, sample_folders, within
+from studio.desk.places import inside, path_of, reason, safe_name, sample_folders, within, written
 from trainers import dataset
 from trainers.errors import DatasetError
 
@@ -35,15 +38,20 @@ class Added:
 
 
 class Datasets:
-    """The datasets of a home folder. `roots` may be read and edited as well; the samples are only read."""
+    """The datasets of a desk in a home folder. `roots` may be read and edited as well; the samples are only read.
 
-    def __init__(self, home: Path, roots: Sequence[Path] = ()) -> None:
-        self.own = home.resolve() / ".studio" / "datasets"
-        self.own.mkdir(parents=True, exist_ok=True)
-        self.roots = (home, *roots)
+    DatasetError, from any method: what is wanted can't be read or written, or isn't the desk's to touch.
+    """
+
+    def __init__(self, home: Path, roots: Sequence[Path] = (), desk: str = "") -> None:
+        self.home, self.room, self.roots = home, home / ".studio", (home, *roots)
+        own = hashlib.sha256(desk.encode()).hexdigest()[:16] if desk else "everyone"  # paths don't tell a desk's token
+        self.own = self.room.resolve() / "datasets" / own
+        with written(str(self.own), DatasetError):
+            self.own.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> list[str]:
-        """The person's own datasets, by name."""
+        """The desk's own datasets, by name."""
         return sorted(path.name for path in self.own.iterdir() if path.is_dir() and not path.name.startswith("."))
 
     def samples(self) -> dict[str, Path]:
@@ -51,55 +59,64 @@ class Datasets:
         return sample_folders()
 
     def open(self, place: str | Path) -> Path:
-        """The folder of one of `names`, of `samples`, or in the roots. Raises DatasetError: none of these, or gone."""
+        """The folder of one of `names`, of `samples`, or in the roots; a relative path is seen from the home folder.
+
+        Raises DatasetError: none of these, or gone. ConfigError: it can't be a path.
+        """
         known = self.samples() | {name: self.own / name for name in self.names()}
-        folder = known.get(str(place), Path(place).expanduser())
-        allowed = (*self.roots, *self.samples().values())
-        if not inside(folder, allowed):
+        folder = known.get(str(place)) or path_of(place, self.home)
+        if not self._allowed(folder) and not inside(folder, self.samples().values()):
             roots = [f"allowed: {root}" for root in self.roots]
             raise DatasetError(
                 "that folder isn't one the studio may read", roots, "name one in there, or upload the files"
             )
-        if not folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder", next_step="name another one")
+        try:
+            if not folder.is_dir():
+                raise DatasetError(f"{folder}: no such folder", next_step="name another one")
+        except OSError as error:
+            raise DatasetError(f"{folder}: can't be read", [reason(error)], "name another one") from error
         return folder.resolve()
 
     def editable(self, folder: Path) -> bool:
         """The samples aren't: `copy` them first."""
-        return inside(folder, self.roots) and not any(inside(folder, [place]) for place in self.samples().values())
+        return self._allowed(folder) and not inside(folder, self.samples().values())
 
     def create(self, title: str) -> Path:
         """A new empty dataset; a number is added where the name is taken."""
-        name = plain(title).strip("_ ") or "dataset"
-        for number in itertools.count(1):
-            folder = self.own / (name if number == 1 else f"{name} {number}")
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
-            return folder
+        name = safe_name(title) or "dataset"
+        with written(name, DatasetError):
+            for number in itertools.count(1):
+                folder = self.own / (name if number == 1 else f"{name} {number}")
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir()
+                    return folder
         raise AssertionError
 
     def copy(self, folder: Path, title: str = "") -> Path:
         """A dataset of one's own with the same files, to be edited."""
         source = self.open(folder)
         new = self.create(title or source.name)
-        shutil.copytree(source, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+        try:
+            with written(new.name, DatasetError):
+                shutil.copytree(source, new, False, shutil.ignore_patterns(".*"), _copy, dirs_exist_ok=True)
+        except DatasetError:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
         return new
 
     def add(self, folder: Path, files: Iterable[tuple[str, bytes]]) -> Added:
         """Save uploads, (name, bytes) each. A picture and its caption stay a pair where a name is taken."""
-        self._editable(folder)
         ordered = sorted(files, key=lambda file: Path(file[0]).suffix.lower() in TEXTS)  # pictures choose their names
         names: list[str] = []
         refused: list[str] = []
         stems: dict[str, str] = {}
-        count = sum(1 for _ in folder.iterdir())
-        for name, data in ordered:
-            if why := _unfit(name, data, count + len(names)):
-                refused.append(f"{Path(name).name}: {why}")
-                continue
-            names.append(_save(folder, name, data, stems))
+        with self._changing(folder):
+            count = sum(1 for _ in folder.iterdir())
+            for name, data in ordered:
+                if why := _unfit(name, data, count + len(names)):
+                    refused.append(f"{Path(name).name}: {why}")
+                    continue
+                names.append(_save(folder, name, data, stems))
         return Added(tuple(names), tuple(refused))
 
     def paste(self, folder: Path, text: str, each: str = "whole") -> str:
@@ -122,21 +139,22 @@ class Datasets:
 
     def edit_caption(self, folder: Path, name: str, caption: str) -> None:
         """Write a picture's caption into its file, one line; an empty one takes the file away."""
-        picture = self._picture(folder, name)
         line = " ".join(caption.split())
-        file = dataset.caption_file(picture) or picture.with_suffix(dataset.CAPTIONS[0])
-        if line:
-            _write(file, f"{line}\n".encode())
-        elif file.is_file():
-            _put_away(folder, file)
+        with self._changing(folder):
+            picture = _picture(folder, name)
+            file = dataset.caption_file(picture) or picture.with_suffix(dataset.CAPTIONS[0])
+            if line:
+                _write(file, f"{line}\n".encode())
+            elif file.is_file():
+                _put_away(folder, file)
 
     def remove(self, folder: Path, name: str) -> None:
         """Take a picture with its caption, or a file of texts, out of the dataset; `restore` brings back the last."""
-        self._editable(folder)
-        file = within(folder, name)
-        for each in [file, dataset.caption_file(file) if file.suffix.lower() in dataset.PICTURES else None]:
-            if each and each.is_file():
-                _put_away(folder, each)
+        with self._changing(folder):
+            file = within(folder, name)
+            for each in [file, dataset.caption_file(file) if file.suffix.lower() in dataset.PICTURES else None]:
+                if each and each.is_file():
+                    _put_away(folder, each)
 
     def removed(self, folder: Path) -> list[str]:
         """The names of what was taken out."""
@@ -145,36 +163,42 @@ class Datasets:
 
     def restore(self, folder: Path, name: str) -> None:
         """Put back what was taken out; never over a file that is there now."""
-        self._editable(folder)
-        source, place = within(folder / REMOVED, name), within(folder, name)
-        if place.exists():
-            raise DatasetError(f"there is another {name} by now", next_step="remove that one first")
-        if source.is_file():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            source.replace(place)
+        with self._changing(folder):
+            source, place = within(folder / REMOVED, name), within(folder, name)
+            if place.exists():
+                raise DatasetError(f"there is another {name} by now", next_step="remove that one first")
+            if source.is_file():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                source.replace(place)
 
-    def _editable(self, folder: Path) -> None:
+    def _allowed(self, folder: Path) -> bool:
+        """Is it the desk's own, or in a root and none of the studio's own things?"""
+        return inside(folder, [self.own]) or (inside(folder, self.roots) and not inside(folder, [self.room]))
+
+    @contextlib.contextmanager
+    def _changing(self, folder: Path) -> Iterator[None]:
         if not self.editable(folder):
             raise DatasetError("this dataset can only be read", next_step="make a copy of it to edit")
-
-    def _picture(self, folder: Path, name: str) -> Path:
-        self._editable(folder)
-        picture = within(folder, name)
-        if picture.suffix.lower() not in dataset.PICTURES or not picture.is_file():
-            raise DatasetError(f"{name} is no picture of this dataset", next_step="reload the page")
-        return picture
+        with written(folder.name, DatasetError):
+            yield
 
 
-def plain(name: str) -> str:
-    """A name without folders, hidden dots or odd letters."""
-    last = name.replace("\\", "/").rpartition("/")[2]
-    return re.sub(r"[^\w .()+-]+", "_", last).strip(" .")[-100:].strip(" .")
+def _picture(folder: Path, name: str) -> Path:
+    picture = within(folder, name)
+    if picture.suffix.lower() not in dataset.PICTURES or not picture.is_file():
+        raise DatasetError(f"{name} is no picture of this dataset", next_step="reload the page")
+    return picture
+
+
+def _copy(source: str, target: str) -> None:
+    with written(Path(target).name, DatasetError):  # copytree would go on with the other files
+        shutil.copy2(source, target)
 
 
 def _unfit(name: str, data: bytes, count: int) -> str:
     """Why a file can't be taken; "" where it can."""
     suffix = Path(name).suffix.lower()
-    if suffix not in (*PICTURES, *TEXTS) or not plain(Path(name).stem):
+    if suffix not in (*PICTURES, *TEXTS) or not safe_name(_stem(name)):
         return f"not a kind that is taken ({' '.join(KINDS)})"
     largest = LARGEST["picture" if suffix in PICTURES else "text"]
     if len(data) > largest:
@@ -182,14 +206,20 @@ def _unfit(name: str, data: bytes, count: int) -> str:
     return f"a dataset holds at most {MOST} files" if count >= MOST else ""
 
 
+def _stem(name: str) -> str:
+    return name.removesuffix(Path(name).suffix)
+
+
 def _save(folder: Path, name: str, data: bytes, stems: dict[str, str]) -> str:
-    """Write one upload; `stems` are the other names that this upload's files had to take."""
-    suffix, stem = Path(name).suffix.lower(), plain(Path(plain(name)).stem)
-    file = folder / (stems.get(stem, stem) + suffix)
+    """Write one upload; `stems` are the names that this upload's files have taken: {as given: as saved}."""
+    suffix, given = Path(name).suffix.lower(), _stem(name)
+    stem = stems.get(given) or safe_name(given)
+    file = folder / f"{stem}{suffix}"
     if file.exists() and file.read_bytes() != data:
         taken = {path.stem for path in folder.iterdir()}
-        stems[stem] = next(other for k in itertools.count(2) if (other := f"{stem}-{k}") not in taken)
-        file = folder / (stems[stem] + suffix)
+        stem = next(other for k in itertools.count(2) if (other := f"{safe_name(given)}-{k}") not in taken)
+        file = folder / f"{stem}{suffix}"
+    stems[given] = stem
     if not file.exists():
         _write(file, data)
     return file.name
@@ -211,9 +241,4 @@ def _put_away(folder: Path, file: Path) -> None:
 def _write(file: Path, data: bytes) -> None:
     from trainers.checkpoint import write_atomically  # imports torch, which a page needn't wait for
 
-    try:
-        write_atomically(file, data)
-    except OSError as error:
-        raise DatasetError(
-            f"{file.name} can't be written: {error.strerror or error}", next_step="free some space"
-        ) from error
+    write_atomically(file, data)

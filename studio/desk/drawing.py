@@ -10,13 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studio.desk.rows import Json, PictureRow
+from studio.desk import recall
+from studio.desk.rows import JobRow, Json, PictureRow
 from studio.desk.work import Work
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from studio.desk.jobs import Draw, Grid
+    from studio.desk.library import Library
+    from studio.desk.store import Store
     from studio.draw.generate import Easel, OnLatents, Picture
     from studio.draw.recipe import Recipe
 
@@ -82,13 +85,29 @@ def keep(work: Work, picture: Picture) -> int:
     return work.store.add_picture(work.desk, work.id, file, text, *picture.image.size)
 
 
-def recipe_of(row: PictureRow, folder: Path) -> Recipe:
-    """The recipe of a picture, its files found from the studio's folder; without what ties it to one batch.
-
-    Raises ConfigError: an adapter of it is gone.
+def recipe_of(row: PictureRow, folder: Path, library: Library, missing: list[str] | None = None) -> Recipe:
+    """The recipe of a picture in the studio's `folder`, its adapters as the library calls them now; without what ties
+    it to one batch. Those that are gone are left out and named in `missing`; AdapterError where that is None.
     """
     from studio.draw import recipe as recipes
     from studio.draw.tables import parse
 
-    table = parse(row.recipe, f"picture {row.id}")
-    return replace(recipes.build(table, (folder / row.file).parent, {}, []), made=None)
+    table, place = parse(row.recipe, f"picture {row.id}"), (folder / row.file).parent
+    adapters = recall.updated(table.get("adapter", ()), place, library, {}, missing)
+    return replace(recipes.build(table | {"adapter": adapters}, place, {}, []), made=None)
+
+
+def adopt(store: Store, job: JobRow) -> int:
+    """Tell the store of the pictures that a job, lost with its server, has written without telling; how many."""
+    from PIL import Image
+
+    from studio.draw import recipe as recipes
+
+    folder, known = store.path.parent, {row.file for row in store.pictures(job.desk, -1)}
+    files = sorted((folder / "pictures").glob(f"{job.id:06}-*.png"))
+    found = [file for file in files if file.relative_to(folder).as_posix() not in known]
+    for file in found:
+        with Image.open(file) as picture:
+            size = picture.size
+        store.add_picture(job.desk, job.id, file.relative_to(folder).as_posix(), recipes.text_of(file), *size)
+    return len(found)

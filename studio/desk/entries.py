@@ -1,19 +1,18 @@
-"""An adapter as the library shows it, made of what the index knows; and its file packed for a download.
+"""An adapter as the library shows it, made of what the index knows; how it fits a base.
 
 Try it: python -c "from studio.desk.entries import *; print(Entry.__annotations__)"
 """
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from studio.desk import shelf
-from studio.desk.rows import AdapterRow, Json, Notes
-from trainers.errors import AdapterError
+from studio.desk.rows import AdapterRow, Fit, Json, Notes
+from studio.desk.store import Store
+from trainers.errors import AdapterError, StyloraError
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,19 @@ def the(id: str, entries: Iterable[Entry], where: str) -> Entry:
     raise AdapterError(f"this adapter isn't {where}", next_step="reload the page")
 
 
-def packed(entry: Entry) -> tuple[str, bytes]:
-    """(file name, bytes) of its file as it is, of a PEFT folder as a .zip. Raises AdapterError: it can't be read."""
+def fit_of(entry: Entry, base: str, store: Store) -> Fit:
+    """How it fits a base; looked at once and remembered in the store as long as both stay the same."""
     try:
-        if not entry.path.is_dir():
-            return entry.path.name, entry.path.read_bytes()
-        made = io.BytesIO()
-        with zipfile.ZipFile(made, "w") as archive:
-            for part in shelf.parts(entry.path):
-                archive.write(part, f"{entry.name}/{part.relative_to(entry.path).as_posix()}")
-        return f"{entry.name}.zip", made.getvalue()
-    except (OSError, ValueError) as error:  # ValueError: a date before 1980, which a zip can't hold
-        raise AdapterError(f"{entry.name}: can't be read", [str(error)], "reload the page") from None
+        mark = shelf.base_stamp(base)
+        key = f"{base} {mark}"
+        if kept := store.fit(entry.id, key):
+            return Fit(**kept | {"faults": tuple(kept["faults"])})
+        if entry.error:
+            return Fit(False, 0.0, entry.error["what"], tuple(entry.error["faults"]))
+        from studio.desk.cards import fit
+
+        found = fit(entry.path, base, mark)
+    except StyloraError as error:  # not remembered: the base may come
+        return Fit(False, 0.0, error.what, error.faults)
+    store.put_fit(entry.id, key, asdict(found))
+    return found

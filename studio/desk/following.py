@@ -108,7 +108,7 @@ class Follower:
         self._busy = event if isinstance(event, events.Busy) else None
 
     def _go_back_to(self, step: int) -> None:
-        """A resumed run does again what came after its checkpoint."""
+        """A resumed run does again what came after its checkpoint: nothing if it was stopped, some if it broke off."""
         self._step, self._saved = step, min(step, self._saved)
         self._recent.clear()
         tables: tuple[dict[int, Any], ...] = (self._losses, self._validations, self._previews)

@@ -11,9 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from studio.desk import recall
 from studio.desk.rows import JobRow, Json
 
 if TYPE_CHECKING:
+    from studio.desk.library import Library
     from studio.desk.work import Work
     from studio.draw.recipe import Recipe
     from studio.draw.use import Use
@@ -68,7 +70,10 @@ class Write:
 @dataclass(frozen=True)
 class Blend:
     """Several adapters as one of the library -> {"id", "path", "sha256", "certificate", "blocks", "total", "figure",
-    "notes"}: `path` is seen from the home folder, `figure` (energy lost per block) from `.studio`."""
+    "notes"}: `path` is seen from the home folder, `figure` (energy lost per block) from `.studio`.
+
+    With `overwrite` what has the name goes into the bin. `base` serves DoRA.
+    """
 
     adapters: tuple[Use, ...]
     name: str
@@ -79,6 +84,7 @@ class Blend:
     seed: int | None = None
     dtype: str = "fp16"
     overwrite: bool = False
+    base: str | None = None
     kind: ClassVar[str] = "blend"
 
     @property
@@ -96,6 +102,7 @@ class Resize:
     energy: float | None = None
     dtype: str = "fp16"
     overwrite: bool = False
+    base: str | None = None
     kind: ClassVar[str] = "resize"
 
     @property
@@ -115,7 +122,6 @@ class Merge:
     base: str
     dtype: str = "keep"
     partial: bool = False
-    overwrite: bool = False
     kind: ClassVar[str] = "merge"
 
     @property
@@ -146,7 +152,7 @@ class Measure:
 
     what: Literal["anatomy", "strength", "conflict"]
     adapters: tuple[Use, ...]
-    base: str | None = None  # without one: anatomy in units of the weights, conflict by directions alone
+    base: str | None = None  # serves DoRA; without one: anatomy in units of the weights, conflict by directions alone
     weights: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     pictures: bool = True
     kind: ClassVar[str] = "measure"
@@ -181,9 +187,10 @@ def runner(kind: str) -> Callable[[Work, Any], Json]:
 # --- as the store keeps them -----------------------------------------------------------------------------------------
 
 
-def spec_of(job: Job) -> Json:
-    """All that a job is, as JSON: its recipe as TOML, its adapters as tables."""
-    return {field.name: _plain(job, field.name) for field in fields(job)}
+def spec_of(job: Job, library: Library) -> Json:
+    """All that a job is, as JSON: its recipe as TOML, its adapters as tables; `ids` are those of their files."""
+    uses = job.recipe.adapters if isinstance(job, Draw | Grid | Write) else getattr(job, "adapters", ())
+    return {field.name: _plain(job, field.name) for field in fields(job)} | {"ids": recall.ids(uses, library)}
 
 
 def _plain(job: Job, name: str) -> Any:
@@ -200,20 +207,29 @@ def _plain(job: Job, name: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def job_of(row: JobRow) -> Job:
-    """The job that a row of the store tells, to be given again. Raises ConfigError or AdapterError: a file is gone."""
+def job_of(row: JobRow, library: Library, missing: list[str] | None = None) -> Job:
+    """The job that a row of the store tells, to be given again; its adapters are found as they are called now.
+
+    Those that are gone are left out and named in `missing`; AdapterError where that is None.
+    """
     kind, _ = KINDS[row.kind]
-    values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in row.spec.items()}
+    names = {field.name for field in fields(kind)}  # an older studio's job may have had others
+    values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in row.spec.items()
+                    if name in names}  # fmt: skip
+
+    def found(tables: Any) -> list[recall.Table]:
+        return recall.updated(tables, ROOT, library, row.spec.get("ids", {}), missing)
+
     if "recipe" in values:
         from studio.draw import recipe as pictures
         from studio.draw.tables import parse
         from studio.write import recipe as texts
 
-        build = texts.build if kind is Write else pictures.build
-        values["recipe"] = build(parse(values["recipe"], f"job {row.id}"), ROOT, {}, [])
+        build, table = texts.build if kind is Write else pictures.build, parse(values["recipe"], f"job {row.id}")
+        values["recipe"] = build(table | {"adapter": found(table.get("adapter", ()))}, ROOT, {}, [])
     if "adapters" in values:
         from studio.draw.use import from_table
 
-        values["adapters"] = tuple(from_table(table, ROOT) for table in values["adapters"])
+        values["adapters"] = tuple(from_table(table, ROOT) for table in found(values["adapters"]))
     job: Job = kind(**values)
     return job

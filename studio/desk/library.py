@@ -15,18 +15,18 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from studio.desk import arrivals, shelf
+from studio.desk import arrivals, downloads, shelf
 from studio.desk.entries import Entry as Entry
-from studio.desk.entries import entry_of, packed, the
-from studio.desk.places import inside
+from studio.desk.entries import entry_of, fit_of, the
+from studio.desk.places import inside, path_of, reason, written
 from studio.desk.rows import AdapterRow, Fit
 from studio.desk.store import Store
 from studio.desk.thumbnails import Thumbnails
-from trainers.errors import AdapterError, StyloraError
+from trainers.errors import AdapterError, RunError
 
 if TYPE_CHECKING:
     from studio.desk.cards import Described  # torch takes seconds: it is imported where a file is read
@@ -55,9 +55,10 @@ class Library:
         self._lock = threading.RLock()
         self._made: dict[bool, tuple[tuple[int, int], list[Entry]]] = {}  # removed? -> (the index's edition, entries)
         self.pictures = Thumbnails(self.home / ROOM / "thumbnails")
-        for name in ("bin", "thumbnails", "uploads"):
-            (self.home / ROOM / name).mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        with written(str(self.home / ROOM), RunError):
+            for name in ("bin", "thumbnails", "uploads"):
+                (self.home / ROOM / name).mkdir(parents=True, exist_ok=True)
+            self._sweep()
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -114,14 +115,18 @@ class Library:
     def add_path(self, path: Path, name: str = "") -> Entry:
         """Take a copy of a file, PEFT folder or finished run's folder in the home folder or one of the roots.
 
-        AdapterError: it lies elsewhere (links followed), is too large or broken; nothing of it is left then.
+        A relative path is seen from the home folder. AdapterError: it lies elsewhere (links followed), is too large or
+        broken; nothing of it is left then. ConfigError: it can't be a path.
         """
-        path = Path(path).expanduser()
+        path = path_of(path, self.home)
         if not inside(path, self.roots):
             raise arrivals.outside(path)
         from studio.draw.use import adapter_file
 
-        whole = adapter_file(path)
+        try:
+            whole = adapter_file(path)
+        except OSError as error:
+            raise AdapterError(f"{path.name}: can't be read", [reason(error)], "check the folder's rights") from None
         with self._aside() as folder:
             return self._admit(arrivals.copied(whole, folder, self.roots, self.largest), name)
 
@@ -129,24 +134,39 @@ class Library:
         """Call its file otherwise: what can't be in a name is left out, a number is added where it is taken."""
         with self._lock:
             entry, stem = self.entry(id), shelf.plain_name(name)
-            return entry if stem == entry.name else self._moved(entry, self.home, stem)
+            return entry if stem == entry.name else self._moved(entry.path, self.home, stem)
 
     def remove(self, id: str) -> Entry:
         """Put it into the bin."""
         with self._lock:
             entry = self.entry(id)
-            folder = self.home / BIN / f"{time.time_ns():020}-{secrets.token_hex(3)}"
-            folder.mkdir()
-            return self._moved(entry, folder, entry.name)
+            return self._moved(entry.path, self._new_bin(), entry.name)
 
-    def restore(self, id: str) -> Entry:
-        """Take it out of the bin again, under its name or with a number. AdapterError: it isn't there."""
+    def restore(self, id: str, path: Path | None = None) -> Entry:
+        """Take it out of the bin again, under its name or with a number. AdapterError: it isn't there.
+
+        Of several of the same numbers the one that lies at `path`, else the last.
+        """
         with self._lock:
-            entry = the(id, self.removed(), "in the bin")
-            back = self._moved(entry, self.home, entry.name)
+            entry = the(id, [one for one in self.removed() if path in (None, one.path)], "in the bin")
+            back = self._moved(entry.path, self.home, entry.name)
             with contextlib.suppress(OSError):
                 entry.path.parent.rmdir()
             return back
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[None]:
+        """Within, a file of this name is written: an old one lies in the bin then, or is back where that failed."""
+        with self._lock:
+            self.refresh()
+            if name not in {row.path for row in self.store.adapters()}:
+                yield
+                return
+            old = self._moved(self.home / name, self._new_bin(), shelf.stem_of(self.home / name))
+            with contextlib.ExitStack() as undo:
+                undo.callback(self.restore, old.id, old.path)
+                yield
+                undo.pop_all()
 
     def empty_bin(self) -> int:
         """Delete for good what lies in the bin; how many."""
@@ -172,34 +192,23 @@ class Library:
         """Show this PNG, JPEG or WebP; None: the header's again. AdapterError: it is no such picture, or too large."""
         self.pictures.set(self._known(id), data)
 
-    def download(self, id: str) -> tuple[str, bytes]:
-        """(file name, bytes) of its file, or of its PEFT folder as a .zip. AdapterError: it is gone."""
-        return packed(self.entry(id))
+    def download(self, id: str) -> tuple[str, BinaryIO]:
+        """(file name, open file) of its file, or of its PEFT folder as a .zip. AdapterError, RunError: it is gone."""
+        path = self.entry(id).path
+        return downloads.name_of(path), downloads.opened(path, self.home / ROOM)
 
     def fits(self, id: str, base: str) -> Fit:
         """How it fits a base, by name, folder or file; looked at once and remembered as long as both stay the same.
 
         The first time takes seconds: torch, and for a language model transformers, are imported.
         """
-        entry, key = self.entry(id), f"{base} {(mark := shelf.base_stamp(base))}"
-        if kept := self.store.fit(id, key):
-            return Fit(**kept | {"faults": tuple(kept["faults"])})
-        if entry.error:
-            return Fit(False, 0.0, entry.error["what"], tuple(entry.error["faults"]))
-        from studio.desk.cards import fit
-
-        try:
-            found = fit(entry.path, base, mark)
-        except StyloraError as error:  # not remembered: the base may come
-            return Fit(False, 0.0, error.what, error.faults)
-        self.store.put_fit(id, key, asdict(found))
-        return found
+        return fit_of(self.entry(id), base, self.store)
 
     # --- within ------------------------------------------------------------------------------------------------------
 
     def _found(self) -> Iterator[Path]:
         yield from shelf.found(self.home)
-        for folder in (self.home / BIN).iterdir():
+        for folder in (self.home / BIN).glob("*"):
             yield from shelf.found(folder)
 
     def _entries(self, removed: bool = False) -> list[Entry]:
@@ -209,9 +218,10 @@ class Library:
         return self._made[removed][1]
 
     def _new_entries(self, removed: bool) -> list[Entry]:
-        notes = self.store.notes()
         groups: dict[str, list[AdapterRow]] = {}
-        for row in self.store.adapters():
+        rows = self.store.adapters()
+        notes = self.store.notes()  # after the rows: of each there is a note then, whoever adds one meanwhile
+        for row in rows:
             if row.path.startswith(f"{BIN}/") == removed:
                 groups.setdefault(row.path if removed else row.id, []).append(row)
         entries = [entry_of(self.home, same, notes[same[0].id]) for same in groups.values()]
@@ -228,11 +238,19 @@ class Library:
     def _key(self, path: Path) -> str:
         return path.relative_to(self.home).as_posix()
 
+    def _new_bin(self) -> Path:
+        """A folder in the bin; the last one made is the last by name."""
+        folder = self.home / BIN / f"{time.time_ns():020}-{secrets.token_hex(3)}"
+        with written("the bin", AdapterError):
+            folder.mkdir(parents=True)
+        return folder
+
     @contextmanager
     def _aside(self) -> Iterator[Path]:
         """A folder of its own for what comes in; nothing of it stays."""
         folder = self.home / ROOM / "uploads" / f"{ASIDE}{secrets.token_hex(8)}"
-        folder.mkdir()
+        with written("the studio's folder", AdapterError):
+            folder.mkdir(parents=True)
         try:
             yield folder
         finally:
@@ -252,13 +270,14 @@ class Library:
                 self._remember(placed, shelf.stamp(placed), told)
             return self.entry(told.id)
 
-    def _moved(self, entry: Entry, folder: Path, stem: str) -> Entry:
-        """Move its file; the index follows, and would find it by itself if it were stopped between."""
-        (row,) = (row for row in self.store.adapters(entry.id) if row.path == self._key(entry.path))
-        placed = _move(entry.path, folder, stem)
+    def _moved(self, path: Path, folder: Path, stem: str) -> Entry:
+        """Move a file; the index follows, and would find it by itself if it were stopped between."""
+        (row,) = (row for row in self.store.adapters() if row.path == self._key(path))
+        placed = _move(path, folder, stem)
         self.store.put_adapter(replace(row, path=self._key(placed), stamp=shelf.stamp(placed)))
         self.store.forget_adapter(row.path)
-        return next(e for e in self._entries(folder != self.home) if e.id == entry.id and folder in e.path.parents)
+        there = self._entries(removed=folder != self.home)
+        return next(entry for entry in there if entry.id == row.id and folder in entry.path.parents)
 
     def _sweep(self) -> None:
         """Remove what killed servers left of uploads."""
@@ -272,4 +291,4 @@ def _move(path: Path, folder: Path, stem: str) -> Path:
         return shelf.move(path, folder, stem)
     except OSError as error:
         step = "reload the page; check the folder's rights and space"
-        raise AdapterError(f"{path.name}: can't be moved", [error.strerror or str(error)], step) from None
+        raise AdapterError(f"{path.name}: can't be moved", [reason(error)], step) from None

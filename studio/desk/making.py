@@ -1,32 +1,42 @@
 """The jobs that make files: adapters blended or cut into the library, bases with adapters in them, exports.
 
-Try it: python -c "from studio.desk.making import *; print(file_name('my ink/neon'))"
+Try it: python -c "from studio.desk.making import *; help(blend)"
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.desk import grounds
 from studio.desk.rows import Json
+from studio.desk.shelf import plain_name
 from studio.desk.work import Work
-from trainers.errors import ConfigError
+from trainers.errors import AdapterError, ConfigError
 
 if TYPE_CHECKING:
     from studio.blend.blending import Blended
     from studio.desk.jobs import Blend, Export, Merge, Resize
-    from studio.draw.use import Use
+    from studio.merge.merge import Merged
     from trainers.lora.kinds import Entry
 
+BASE = "choose the base it was trained on"
 
-def file_name(name: str) -> str:
-    """A name that is safe as a file's: no folders, nothing hidden. Raises ConfigError."""
-    safe = re.sub(r"[^\w .()+-]+", "-", name).strip(" .-")[:80]
-    if not safe:
-        raise ConfigError(f"{name!r} is no name for a file", next_step="use letters and numbers")
-    return safe.removesuffix(".safetensors")
+
+@contextmanager
+def base_wanted(base: str | None) -> Iterator[None]:
+    """Within, adapters are read. Where one has DoRA and no base was chosen, the AdapterError says so."""
+    from trainers.lora.kinds import NEEDS_BASE
+
+    try:
+        yield
+    except AdapterError as error:
+        if base or not any(NEEDS_BASE in fault for fault in error.faults):
+            raise
+        raise AdapterError(error.what, error.faults, BASE) from None
 
 
 # --- into the library ------------------------------------------------------------------------------------------------
@@ -35,34 +45,46 @@ def file_name(name: str) -> str:
 def blend(work: Work, job: Blend) -> Json:
     from studio.blend import blending
 
-    plan = blending.Plan(job.method, job.rank, job.energy, job.density, job.seed, job.dtype)
-    texts = [typed(use) for use in job.adapters]
+    out, format = _out(work, job)
+    plan = blending.Plan(job.method, job.rank, job.energy, job.density, job.seed, job.dtype, format)
     work.say("blending")
-    return _added(work, blending.blend(texts, plan, _out(work, job.name, job.adapters), job.overwrite))
+    with base_wanted(job.base):
+        made = blending.blend(job.adapters, plan, out, job.overwrite, weight_of=grounds.weight_of(job.base))
+    return _added(work, made)
 
 
 def resize(work: Work, job: Resize) -> Json:
     from studio.blend import blending
+    from studio.draw.use import Use
 
-    plan = blending.Plan("svd", job.rank, job.energy, dtype=job.dtype)
+    if job.rank is None and job.energy is None:
+        raise ConfigError("it isn't said how far to cut", next_step="choose a rank, or the share of energy to keep")
+    out, format = _out(work, job)
+    plan = blending.Plan("svd", job.rank, job.energy, dtype=job.dtype, format=format)
+    whole = Use(job.adapters[0].path, name=job.adapters[0].name)  # its weight has no say
     work.say("cutting")
-    out = _out(work, job.name, job.adapters)
-    return _added(work, blending.resize(str(job.adapters[0].path), plan, out, job.overwrite))
+    with base_wanted(job.base):
+        made = blending.resize(whole, plan, out, job.overwrite, weight_of=grounds.weight_of(job.base))
+    return _added(work, made)
 
 
-def _out(work: Work, name: str, adapters: Sequence[Use]) -> Path:
-    """Text adapters are folders, those for pictures files."""
-    folders = any(use.path.is_dir() for use in adapters)
-    return work.home / (file_name(name) + ("" if folders else ".safetensors"))
+def _out(work: Work, job: Blend | Resize) -> tuple[Path, str]:
+    """Where to, in which format: of folders a folder, else a file. Raises ConfigError: the name is taken."""
+    folders = any(use.path.is_dir() for use in job.adapters)
+    out = work.library.home / (plain_name(job.name) + ("" if folders else ".safetensors"))
+    if out.exists() and not job.overwrite:
+        raise ConfigError(f"{out.name} is in the library already", next_step="give another name, or tick Replace")
+    return out, "peft" if folders else ""
 
 
 def _added(work: Work, made: Blended) -> Json:
-    """Save, have the library find it, and tell of the certificate."""
+    """Save, have the library find it, and tell of the certificate. What had its name goes into the bin."""
     from studio.blend.certificate import chart
     from trainers.lora.adapter import content_digest, digest
 
     work.check()
-    made.save()
+    with work.library.replacing(made.out.name):
+        made.save()
     work.library.refresh()
     paper = made.certificate
     blocks = [{"block": label} | _shares(row) for label, row in paper.blocks().items()]
@@ -77,42 +99,40 @@ def _shares(row: Any) -> Json:
     return {"modules": row.modules, "ranks": row.ranks, "share": row.share, "in_file": row.in_file}
 
 
-def typed(use: Use) -> str:
-    """The text that `parse_use` reads as this use."""
-    from studio.draw.use import to_table
-
-    table = to_table(use, Path("/"))
-    parts = [str(use.path), repr(use.gain.weight)]
-    named = {"te": "text_encoder", "blocks": "blocks", "schedule": "schedule", "name": "name"}
-    return ":".join([*parts, *(f"{word}={table[key]}" for word, key in named.items() if key in table)])
-
-
 # --- bases and exports -----------------------------------------------------------------------------------------------
 
 
 def merge(work: Work, job: Merge) -> Json:
-    """Into a base's weights, proved; while it lasts no base stays in memory."""
+    """Into a base's weights, proved; while it lasts no base stays in memory. Each merge has a folder of its own."""
     from studio.merge import receipt
     from studio.merge.merge import merge as merging
 
-    ending = Path(job.base).suffix if Path(job.base).expanduser().is_file() else ""
+    file = grounds.file_of(job.base)
+    ending = file.suffix if file and file.is_file() else ""
     if ending == ".gguf":
-        raise ConfigError("a .gguf base is merged in a terminal", next_step="`stylora merge --base FILE.gguf …`")
-    name = file_name(job.name) + ending
-    out = work.folder / "merged" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
+        step = "merge into the model it was made from, and convert that"
+        raise ConfigError("into a .gguf base nothing can be merged here", next_step=step)
+    name = plain_name(job.name) + ending
     work.say("merging, then proving the result; this can't be stopped midway")
     work.residents.close()
-    done = merging(job.base, job.adapters, out, dtype=job.dtype, partial=job.partial, overwrite=job.overwrite)
-    answers = [list(row) for row in receipt.shares(done.compared)]
-    proved = receipt.proved(done.proof.facts())
-    return {
-        "path": f"merged/{name}",
-        "proved": proved,
-        "modules": done.modules,
-        "answers": answers,
-        "notes": done.notes,
-    }
+    _sweep(work.folder / "merged")
+    done: list[Merged] = []
+
+    def write(folder: Path) -> None:
+        done.append(merging(job.base, job.adapters, folder / name, dtype=job.dtype, partial=job.partial))
+
+    place = work.add_file("merged", "", write)
+    (made,) = done
+    answers = [list(row) for row in receipt.shares(made.compared)]
+    facts: Json = {"path": f"{place}/{name}", "proved": receipt.proved(made.proof.facts()), "answers": answers}
+    return facts | {"modules": made.modules, "notes": made.notes}
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what merges that failed or were killed have left: folders with nothing that is finished."""
+    for place in folder.glob("*-*"):
+        if place.is_dir() and all(path.name.startswith(".") for path in place.iterdir()):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def export(work: Work, job: Export) -> Json:
@@ -122,20 +142,20 @@ def export(work: Work, job: Export) -> Json:
     work.say("exporting")
 
     def write(folder: Path) -> Json:
-        out = folder / (file_name(use.title) + ending)
+        out = folder / (plain_name(use.title) + ending)
         return _gguf(job, out) if job.to == "gguf" else _written(job, out)
 
     facts: Json = {}
     name = work.add_file("exports", "", lambda folder: facts.update(write(folder)))
-    return facts | {"path": f"{name}/{file_name(use.title)}{ending}"}
+    return facts | {"path": f"{name}/{plain_name(use.title)}{ending}"}
 
 
 def _written(job: Export, out: Path) -> Json:
     from studio.export import export as write
-    from studio.merge.weights import open_base
 
-    weight_of = open_base(job.base).weight if job.base else None
-    made = write(job.adapters[0].path, job.to, dtype=job.dtype, out=out, rank=job.rank, weight_of=weight_of)
+    path, weight_of = job.adapters[0].path, grounds.weight_of(job.base)
+    with base_wanted(job.base):
+        made = write(path, job.to, dtype=job.dtype, out=out, rank=job.rank, weight_of=weight_of)
     kind = str(made.dtype).removeprefix("torch.")
     return {"modules": len(made.adapter.pairs), "dtype": kind, "notes": _notes(made.entries)}
 
@@ -145,6 +165,7 @@ def _gguf(job: Export, out: Path) -> Json:
 
     if not job.base:
         raise ConfigError("a GGUF adapter has the names that its base's tensors have", next_step="choose its base")
+    grounds.file_of(job.base)
     made = write(job.adapters[0].path, job.base, dtype=job.dtype, out=out, rank=job.rank)
     notes = [*_notes(made.entries), *made.notes]
     return {"modules": len(made.adapter.pairs), "dtype": made.dtype, "error": made.error, "notes": notes}

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from studio.desk import grounds, making
 from studio.desk.rows import Json
 from studio.desk.work import Work
 from trainers.errors import AdapterError, BaseError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from studio.desk.jobs import Measure
     from studio.look.measure import Base, Probes
     from trainers.lora.adapter import Adapter
-    from trainers.lora.kinds import WeightOf
 
 Measured = tuple[Json, Any]  # facts, and a chart of them
 
@@ -132,22 +132,15 @@ def _adapters(work: Work, job: Measure, least: int, most: int = 26) -> dict[str,
         raise AdapterError(f"{job.what}: got {len(job.adapters)} adapters", next_step=f"choose {least} or more")
     titles = [use.title for use in job.adapters]
     names = [title if titles.count(title) == 1 else f"{title} ({k + 1})" for k, title in enumerate(titles)]
-    weight_of = _weights(job.base) if job.base else None
-    found = {name: Adapter.load(use.path, weight_of=weight_of) for name, use in zip(names, job.adapters, strict=True)}
+    weight_of = grounds.weight_of(job.base)
+    with making.base_wanted(job.base):
+        found = {
+            name: Adapter.load(use.path, weight_of=weight_of) for name, use in zip(names, job.adapters, strict=True)
+        }
     if len({content_digest(adapter) for adapter in found.values()}) < len(found):
         raise AdapterError("the same adapter twice", next_step="choose different ones")
     work.check()
     return found
-
-
-def _weights(base: str) -> WeightOf:
-    """The base's weights by module path; it is opened when one is asked for."""
-    from functools import cache
-
-    from studio.merge.weights import open_base
-
-    once = cache(open_base)
-    return lambda path: once(base).weight(path)
 
 
 def _norms(base: str, adapter: Adapter) -> Callable[[str], float]:

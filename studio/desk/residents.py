@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.desk import grounds, shelf
+
 if TYPE_CHECKING:
     from studio.desk.previews import Painter
     from studio.draw.generate import Easel
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from trainers.lora.rack import Rack
 
 MOST = 16  # adapters kept in memory with a base
-Stamp = tuple[str, int]  # a path and when what lies there last changed, in nanoseconds
+Stamp = tuple[str, str]  # a path, and a text that is another one when what lies there was changed
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Residents:
 
     def __init__(self, device: str = "auto") -> None:
         self.device = device
-        self._folders: dict[tuple[str, Stamp], Path] = {}  # finding one may ask the network, or unpack a checkpoint
+        self._folders: dict[tuple[str, str, str], Path] = {}  # (kind, base, stamp of a file) -> where its parts lie
         self._open: dict[str, Base] = {}  # kind -> base
 
     def easel(self, recipe: Recipe) -> Easel:
@@ -119,20 +121,27 @@ class Residents:
                     base.family.unload(part)
 
     def _opened(self, base: str, kind: Any, open_base: Any) -> Base:
-        from trainers import bases
         from trainers.lora.rack import Rack
 
-        key = kind, stamp(Path(base).expanduser())
-        folder = self._folders[key] = self._folders.get(key) or bases.find(base, kind=kind)
-        now = stamp(folder)
+        folder = self._found(base, kind)
+        now = str(folder), shelf.base_stamp(str(folder))
         if (there := self._open.get(kind)) is None or there.stamp != now:
             self.close(kind)
             family = open_base(folder, self.device)
             self._open[kind] = Base(now, family, Rack(family.parts()))
         return self._open[kind]
 
+    def _found(self, base: str, kind: Any) -> Path:
+        """bases.find; of what may be long it is remembered: asking the network, unpacking a checkpoint."""
+        from trainers import bases
+
+        file = grounds.file_of(base)
+        key = kind, base, shelf.base_stamp(base) if file and file.is_file() else ""
+        if key not in self._folders or (file and file.is_dir()):
+            self._folders[key] = bases.find(base, kind=kind)
+        return self._folders[key]
+
 
 def stamp(path: Path) -> Stamp:
-    """A file or folder as it is now; of what isn't there, time 0."""
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    return str(path), max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
+    """An adapter's file or folder as it is now."""
+    return str(path), shelf.stamp(path)

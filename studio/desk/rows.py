@@ -34,6 +34,7 @@ MIGRATIONS = (
     CREATE TABLE fits (id TEXT, base TEXT, facts TEXT NOT NULL, PRIMARY KEY (id, base));
     CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL)
     """,
+    "ALTER TABLE pictures DROP COLUMN kept; DELETE FROM adapters",  # more is read of a file: look through all anew
 )
 
 
@@ -68,7 +69,6 @@ class PictureRow:
     width: int
     height: int
     created: float
-    kept: bool
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,4 @@ def read(kind: type[Row], row: sqlite3.Row) -> Row:
     """A row of the database as a value of `kind`, whose fields are called as the columns."""
     values = {field.name: row[field.name] for field in fields(kind)}  # type: ignore[arg-type]
     values |= {name: json.loads(text) for name, text in values.items() if name in JSON and text is not None}
-    return kind(**{name: _like(name, value) for name, value in values.items()})
-
-
-def _like(name: str, value: Any) -> Any:
-    """JSON knows no tuples and SQLite no truth values."""
-    return tuple(value) if isinstance(value, list) else bool(value) if name == "kept" else value
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

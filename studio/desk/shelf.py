@@ -11,9 +11,9 @@ import itertools
 import json
 import os
 import re
-import unicodedata
 from pathlib import Path
 
+from studio.desk.places import path_of, safe_name
 from trainers import samples
 
 SUFFIX = ".safetensors"
@@ -21,7 +21,6 @@ CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"  
 PARTS = ("", "unet", "text_encoder", "text_encoder_2")  # where in a folder they lie
 READ = 1  # raise it where more is read of a file than before: then all are read again
 ENDS = (SUFFIX, ".json")  # of what makes a base
-LONGEST = 120  # bytes of a name
 
 
 def found(folder: Path) -> list[Path]:
@@ -62,22 +61,20 @@ def size(path: Path) -> int:
 
 
 def base_stamp(base: str) -> str:
-    """Another text when a base's weights or configs were changed; "" for one that isn't on this disk by that name."""
-    root = samples.base_folder(base) if base in samples.base_names() else Path(base).expanduser()
+    """Another text when a base's weights or configs were changed; "" for one that isn't on this disk by that name.
+
+    Raises ConfigError: a path of that name there can't be.
+    """
+    root = samples.base_folder(base) if base in samples.base_names() else path_of(base)
     model = any((root / mark).is_file() for mark in samples.BASE_MARKS)
     files = [root] if root.is_file() else [file for end in ENDS if model for file in root.glob(f"**/*{end}")]
-    facts = [(str(file), s.st_size, s.st_mtime_ns) for file in sorted(files) for s in [file.stat()]]
+    facts = [(str(file), s.st_size, s.st_mtime_ns) for file in sorted(files) if file.exists() for s in [file.stat()]]
     return hashlib.sha256(repr(facts).encode()).hexdigest() if facts else ""
 
 
 def plain_name(name: str) -> str:
-    """A file's stem made of what somebody called it: no path, no ending, nothing that a shell or a disk trips over."""
-    last = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
-    stem = re.sub(r"\.(safetensors|zip)$", "", last.strip(), flags=re.IGNORECASE)
-    kept = "".join(letter for letter in stem if unicodedata.category(letter)[0] != "C")
-    kept = re.sub(r'[<>:"|?*]+', "-", kept)
-    short = kept.encode(errors="ignore")[:LONGEST].decode(errors="ignore")
-    return short.strip(" .-") or "adapter"
+    """An adapter's name made of what somebody called it: a safe one, without the ending."""
+    return safe_name(re.sub(r"\.(safetensors|zip)$", "", name.strip(), flags=re.IGNORECASE)) or "adapter"
 
 
 def claim(folder: Path, stem: str, like: Path) -> Path:

@@ -47,8 +47,8 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._db = Database(self.path, MIGRATIONS)
         self._changes = 0
+        self._db = Database(self.path, MIGRATIONS)
 
     def close(self) -> None:
         """Close the file; nothing is lost without it."""
@@ -88,16 +88,12 @@ class Store:
         if sets and not self._db.write(f"UPDATE jobs SET {', '.join(sets)} WHERE id = ?", *values, id).rowcount:
             raise _gone("job", id)
 
-    def delete_job(self, id: int) -> None:
-        """Forget a job; its pictures stay."""
-        self._db.write("DELETE FROM jobs WHERE id = ?", id)
-
     # --- pictures ----------------------------------------------------------------------------------------------------
 
     def add_picture(self, desk: str, job: int | None, file: str, recipe: str, width: int, height: int) -> int:
         """A finished picture, its file already on the disk (named from the database's folder); its number."""
         facts = {"file": file, "recipe": recipe, "width": width, "height": height}
-        return self._insert("pictures", {**facts, "desk": desk, "job": job, "created": time.time(), "kept": 0})
+        return self._insert("pictures", {**facts, "desk": desk, "job": job, "created": time.time()})
 
     def picture(self, id: int, desk: str | None = None) -> PictureRow:
         """Raises RunError: there is none of this number, or it is of another desk than `desk`."""
@@ -109,11 +105,6 @@ class Store:
         if before is not None:
             where, values = f"{where} AND id < ?", [*values, before]
         return self._all(PictureRow, f"SELECT * FROM pictures WHERE {where} ORDER BY id DESC LIMIT ?", *values, limit)
-
-    def keep_picture(self, id: int, kept: bool = True) -> None:
-        """Mark a picture, or take the mark off."""
-        if not self._db.write("UPDATE pictures SET kept = ? WHERE id = ?", int(kept), id).rowcount:
-            raise _gone("picture", id)
 
     def delete_picture(self, id: int) -> None:
         """Forget a picture; its file is its owner's to delete, and after this."""
@@ -150,10 +141,6 @@ class Store:
     def notes(self) -> dict[str, Notes]:
         """{id: what is noted of it}, of every adapter there ever was."""
         return {row.id: row for row in self._all(Notes, "SELECT * FROM notes")}
-
-    def tags(self, id: str) -> tuple[str, ...]:
-        """The tags that people gave an adapter."""
-        return next((row.tags for row in self._all(Notes, "SELECT * FROM notes WHERE id = ?", id)), ())
 
     def set_tags(self, id: str, tags: Iterable[str]) -> None:
         """Give an adapter these tags in place of its others: once each, without blanks around them."""

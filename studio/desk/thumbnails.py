@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from studio.desk.places import written
 from trainers.dataset import UNREADABLE
 from trainers.errors import AdapterError
 
@@ -55,7 +56,8 @@ class Thumbnails:
     def set(self, id: str, data: bytes | None) -> None:
         """Set a person's picture, or take it away. AdapterError: it can't be read or written."""
         if data is None:
-            self._path(id).unlink(missing_ok=True)
+            with written("the thumbnail", AdapterError):
+                self._path(id).unlink(missing_ok=True)
         else:
             self._write(self._path(id), as_jpeg(data))
 
@@ -69,10 +71,9 @@ class Thumbnails:
 
     def _write(self, path: Path, data: bytes) -> None:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            partial.write_bytes(data)
-            partial.replace(path)
-        except OSError as error:
-            raise AdapterError("the thumbnail can't be written", [error.strerror or str(error)]) from None
-        finally:
-            partial.unlink(missing_ok=True)
+        with written("the thumbnail", AdapterError):
+            try:
+                partial.write_bytes(data)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)

@@ -14,78 +14,47 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from studio.desk import child
-from studio.desk.following import Course, Follower
-from studio.desk.places import inside, sample_folders
+from studio.desk import child, grounds
+from studio.desk.following import Follower
+from studio.desk.places import inside, sample_folders, written
 from studio.desk.presets import as_toml
+from studio.desk.runs import RunRow as RunRow
+from studio.desk.runs import RunStatus as RunStatus
+from studio.desk.runs import Shelf
 from studio.desk.shelf import plain_name
 from studio.desk.store import Store
+from studio.desk.work import told
 from trainers.config import TrainConfig
 from trainers.errors import ConfigError, RunError, StyloraError
 
-State = Literal["waiting", "running", "stopping", "stopped", "done", "failed"]
 LIVING, RESUMABLE = ("running", "stopping"), ("stopped", "failed")
 KEY = "run:"  # what the runs' rows are called in the store
-PATIENCE = 15.0  # seconds that a child has to stop by itself
+PATIENCE = 300.0  # seconds that a child has to end its step, draw the preview that is due, and save
 BEAT = 0.4  # seconds between two looks at the children
+SAVE = "put it into the library first"
 PATHS = ("data", "dataset.plain", "dataset.cache")  # settings that name a place on the server
-
-
-class Shelf(Protocol):
-    """Where finished adapters go: `studio.desk.library.Library`."""
-
-    def add_path(self, path: Path) -> Any:
-        """Takes a copy; the entry has an `id`."""
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """One training as the store keeps it; times are seconds since 1970. `adapter` is its id in the library."""
-
-    id: str
-    desk: str
-    title: str
-    base: str
-    data: str
-    steps: int
-    batch: int
-    created: float
-    queued: float  # those who wait go by this
-    state: State = "waiting"
-    pid: int = 0
-    spoken: int = 0  # bytes of words.txt from before the child that runs now
-    asked: float = 0.0  # when it was asked to stop
-    error: dict[str, Any] | None = None
-    adapter: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunStatus(Course):
-    """A training now: its course, its row, its place among those who wait (1 is next; 0: it doesn't wait)."""
-
-    run: RunRow
-    state: State
-    place: int
-    error: StyloraError | None
-    adapter: Path | None  # as the run left it; `run.adapter` is the library's
 
 
 class Training:
     """The trainings of a home folder. May be used from any thread, and by several servers on one home.
 
-    `roots` are the folders besides the home and the sample styles that data may lie in.
+    `roots` are the folders besides the home and the sample styles that data may lie in, `bases` those that a base may
+    lie in; None: anywhere.
     """
 
-    def __init__(self, home: Path, store: Store, library: Shelf | None = None, roots: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, home: Path, store: Store, library: Shelf | None = None, roots: Sequence[Path] = (),
+        bases: Sequence[Path] | None = None,
+    ) -> None:  # fmt: skip
         self.folder = home.resolve() / ".studio" / "runs"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.store, self.library, self.roots = store, library, (home, *roots, *sample_folders().values())
-        self._followers: dict[str, Follower] = {}
+        self.bases, self._followers = bases, dict[str, Follower]()
         self._closed, self._lock, self._thread = Event(), Lock(), Thread()
         if self._needed():
             self._mind()
@@ -130,23 +99,30 @@ class Training:
     def start(self, desk: str, config: Mapping[str, Any], title: str) -> str:
         """Put a training into the queue; `config` by dotted key, without `out`. Returns its id.
 
-        Raises ConfigError with every fault of the settings, and where data lies outside the allowed folders.
+        Raises ConfigError with every fault of the settings, and where data lies outside the allowed folders; BaseError
+        where the base does; RunError: nothing can be written. Nothing is left then.
         """
         given = dict(config) | {"name": plain_name(title)}
         now = time.time()
         id = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{time.time_ns() % 10**6:06}"
         built = TrainConfig.build(values=given | {"out": str(self._out(id))})
+        grounds.check(built.base, self.bases)
         places = self._places(built, given)
-        self._folder(id).mkdir()
         given |= {key: built.get(key) for key in given} | places | {"out": str(self._out(id))}
-        (self._folder(id) / "settings.toml").write_text(as_toml(given), encoding="utf-8")
         row = RunRow(id, desk, title, built.base, str(given["data"]), built.train.steps, built.train.batch, now, now)
-        self._put(row)
+        try:
+            with written("the training's folder", RunError):
+                self._folder(id).mkdir()
+                (self._folder(id) / "settings.toml").write_text(as_toml(given), encoding="utf-8")
+            self._put(row)
+        except StyloraError:
+            shutil.rmtree(self._folder(id), ignore_errors=True)
+            raise
         self._mind()
         return id
 
     def stop(self, id: str) -> None:
-        """Stop a run as ctrl-C does, or take it out of the queue; `resume` goes on with it to the same bytes."""
+        """Stop a run after its step, as ctrl-C does, or take it out of the queue; `resume` loses nothing."""
         with self._alone():
             row = self.run(id)
             if row.state == "waiting":
@@ -165,12 +141,31 @@ class Training:
             self._put(replace(row, state="waiting", queued=time.time(), asked=0.0, error=None))
         self._mind()
 
-    def remove(self, id: str) -> None:
-        """Delete a run and its folder; its adapter stays in the library. Raises RunError where it is being trained."""
+    def shelve(self, id: str) -> None:
+        """Put the adapter of a finished run into the library, where that failed when the run ended.
+
+        Raises the library's error, or RunError: there is none that isn't there.
+        """
+        with self._alone():
+            row = self.run(id)
+            if (made := self._unshelved(row)) is None:
+                raise RunError(f"{row.title} has no adapter that isn't in the library", next_step="reload the page")
+            landed = self._landed(row, made)
+            self._put(landed)
+        if landed.error:
+            raise StyloraError(**landed.error)
+
+    def remove(self, id: str, *, with_adapter: bool = False) -> None:
+        """Delete a run and its folder; its adapter stays in the library.
+
+        Raises RunError where it is being trained, and where its adapter isn't in the library, unless that goes, too.
+        """
         with self._alone():
             row = self.run(id)
             if row.state in LIVING:
                 raise RunError(f"{row.title} is being trained", next_step="stop it first")
+            if self._unshelved(row) and not with_adapter:
+                raise RunError(f"the adapter of {row.title} would be lost: it isn't in the library yet", next_step=SAVE)
             self.store.drop(KEY + id)
             self._followers.pop(id, None)
         shutil.rmtree(self._folder(id), ignore_errors=True)
@@ -221,7 +216,7 @@ class Training:
         try:
             self._put(replace(row, pid=child.launch(order, words)))
         except RunError as error:
-            self._put(replace(row, state="failed", error=_said(error)))
+            self._put(replace(row, state="failed", error=told(error)))
 
     def _look_at(self, row: RunRow) -> None:
         """A child that ended has left an adapter, was stopped, or failed."""
@@ -236,15 +231,19 @@ class Training:
         elif not row.pid:  # the server ended before it could begin the child
             self._put(replace(row, state="waiting"))
         else:
-            self._put(replace(row, state="failed", error=_said(child.complaint(self._words(row.id), row.spoken))))
+            self._put(replace(row, state="failed", error=told(child.complaint(self._words(row.id), row.spoken))))
 
     def _landed(self, row: RunRow, made: Path) -> RunRow:
         """Its adapter is put into the library; where that fails, the run is done all the same and says why."""
         try:
             entry = self.library.add_path(made) if self.library else None
         except StyloraError as error:
-            return replace(row, state="done", error=_said(error))
-        return replace(row, state="done", adapter=entry.id if entry else "")
+            return replace(row, state="done", error=told(error))
+        return replace(row, state="done", adapter=entry.id if entry else "", error=None)
+
+    def _unshelved(self, row: RunRow) -> Path | None:
+        """The adapter of a finished run that is nowhere else."""
+        return self._made(row.id) if self.library and row.state == "done" and not row.adapter else None
 
     # --- places ------------------------------------------------------------------------------------------------------
 
@@ -286,10 +285,8 @@ class Training:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One thread of one server at a time changes runs."""
-        with (self.folder / ".lock").open("wb") as stream:
+        with written("the trainings' folder", RunError):
+            stream = (self.folder / ".lock").open("wb")
+        with stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
-
-
-def _said(error: StyloraError) -> dict[str, Any]:
-    return {"what": error.what, "faults": list(error.faults), "next_step": error.next_step}

@@ -47,10 +47,6 @@ class Turns:
                 return True
         return False
 
-    def of(self, desk: str) -> list[int]:
-        """A desk's waiting jobs, the next one first."""
-        return list(self._waiting.get(desk, ()))
-
     def order(self) -> list[int]:
         """All waiting jobs in the order in which they will be taken, should none be added."""
         copy, found = deepcopy(self), list[int]()

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.desk.places import written
 from studio.desk.rows import JobRow, Json, State
-from trainers.errors import StyloraError
+from studio.desk.wording import in_page_words
+from trainers.errors import RunError, StyloraError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,8 +65,9 @@ def of_row(row: JobRow) -> Snapshot:
 
 
 def told(error: StyloraError) -> Json:
-    """An error as the store and the pages have it."""
-    return {"what": error.what, "faults": list(error.faults), "next_step": error.next_step}
+    """An error as the store and the pages have it: without the command line's flags."""
+    faults = [in_page_words(fault) for fault in error.faults]
+    return {"what": in_page_words(error.what), "faults": faults, "next_step": in_page_words(error.next_step)}
 
 
 class Work:
@@ -127,11 +130,12 @@ class Work:
     def add_file(self, kind: str, ending: str, write: Callable[[Path], object]) -> str:
         """Have a new file written in the studio's folder of that kind; its name seen from the studio's folder.
 
-        The name tells nothing and is never given twice.
+        The name tells nothing and is never given twice. Raises RunError: there is no room, or no right to write.
         """
         name = f"{kind}/{self.id:06}-{secrets.token_hex(4)}{ending}"
-        (self.folder / kind).mkdir(parents=True, exist_ok=True)
-        write(self.folder / name)
+        with written(f"the studio's {kind}", RunError):
+            (self.folder / kind).mkdir(parents=True, exist_ok=True)
+            write(self.folder / name)
         return name
 
     def add_figure(self, figure: Image.Image) -> str:

@@ -74,7 +74,7 @@ def set_up(recipe: Recipe, family: StableDiffusion, rack: Rack | None = None, re
     digests = {part: family.digest(part) for part in DIGESTS}
     resident.check_digests(recipe.base, recipe.digests, digests)
     rack = Rack(family.parts()) if rack is None else rack
-    uses, notes = resident.hang(rack, recipe.adapters, recipe.partial, read)
+    uses, notes = resident.hang(rack, recipe.adapters, recipe.partial, read, recipe.base, digests["unet"])
     known = replace(recipe, base=resident.base_of(recipe.base), digests=digests, adapters=uses)
     return Easel(family, rack, tuple(use.digest for use in uses), known, notes)
 
@@ -111,8 +111,11 @@ def draw(
     """(its place among the cells, the picture) for each, as batches are done.
 
     A cell is a recipe of one picture with the easel's base and adapters; gains, prompts, seeds may differ in a batch.
-    `on_latents` is given what StableDiffusion.sample tells after each step.
+    `on_latents` is given what StableDiffusion.sample tells after each step. Raises ConfigError, before anything is
+    drawn: a sampler can't take so many steps.
     """
+    for steps, sampler in dict.fromkeys((cell.steps, cell.sampler) for cell in cells):
+        easel.family.check_steps(steps, sampler)
     plan = batches(cells, most)
     total = sum(cells[group[0]].steps for group in plan)
     done = 0

@@ -22,9 +22,10 @@ from studio.draw.use import Use
 from studio.gguf import modelfile
 from studio.gguf.base import File
 from studio.gguf.numbers import FLOATS, decode, encode, slack
+from studio.merge.ingredients import promised
 from studio.merge.rewrite import beside
-from trainers.errors import AdapterError, BaseError, ConfigError, RunError
-from trainers.lora.adapter import Adapter, content_digest, digest
+from trainers.errors import BaseError, ConfigError, RunError
+from trainers.lora.adapter import Adapter
 from trainers.lora.fit import fitting
 from trainers.lora.ledger import ledger_of, objection, read
 
@@ -112,13 +113,7 @@ def _adapters(model: File, uses: Sequence[Use], partial: bool, notes: list[str])
         if error := objection(use.path, reading, ledger, shapes, partial=partial):
             raise error
         adapter = replace(reading.adapter, pairs=fitting(reading.adapter.pairs, shapes))
-        own = replace(use, digest=content_digest(adapter), sha256=digest(use.path))
-        if why := use.mismatch(own):
-            raise AdapterError(f"{use.path}: isn't the adapter of the recipe", [why], "name the right file")
-        if own.digest in found:
-            raise AdapterError(f"{use.path}: stands there twice", next_step="name it once, with the sum of the weights")
-        if not ledger.whole:
-            notes.append(f"{use.path.name}: {ledger.share:.1%} of its energy acts in this base")
+        own = promised(use, adapter, ledger, found, notes)
         found[own.digest] = own, adapter
     return list(found.values())
 

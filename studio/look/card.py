@@ -6,7 +6,6 @@ Try it: python -c "from studio.look.card import read_card; print(read_card('ink.
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 from collections import Counter
@@ -26,6 +25,7 @@ from trainers.lora.family import family_of, shapes_of
 from trainers.lora.files import parts_on_disk
 from trainers.lora.kinds import Entry
 from trainers.lora.ledger import read
+from trainers.lora.metadata import tag_counts
 
 TAGS = 10  # the most frequent tags that are told
 
@@ -73,7 +73,7 @@ def read_card(path: str | os.PathLike[str]) -> Card:
         family=family_of(shapes_of(pairs), info.metadata),
         base=info.base_name or info.metadata.get("ss_sd_model_name", ""),
         trigger=info.trigger,
-        tags=top_tags(info.metadata),
+        tags=dict(tag_counts(info.metadata).most_common(TAGS)),
         ranks=_counted(pair.rank for pair in pairs.values()),
         alphas=_counted(pair.alpha for pair in pairs.values()),
         dtypes=_counted(str(pair.down.dtype).removeprefix("torch.") for pair in pairs.values()),
@@ -115,18 +115,6 @@ def _norms(adapter: Adapter) -> dict[str, float]:
 def _conversions(entries: Iterable[Entry]) -> list[str]:
     counts = Counter(entry.reason for entry in entries if entry.verdict == "converted")
     return [f"{count} modules: {reason}" for reason, count in sorted(counts.items())]
-
-
-def top_tags(metadata: dict[str, str]) -> dict[str, int]:
-    """The most frequent tags of `ss_tag_frequency`, over all of its folders; empty where it is absent or broken."""
-    try:
-        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
-        sums: Counter[str] = Counter()
-        for tags in folders.values():
-            sums.update({str(tag).strip(): int(count) for tag, count in tags.items()})
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return {}
-    return dict(sums.most_common(TAGS))
 
 
 def save_thumbnail(card: Card, out: Path, overwrite: bool = False) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from studio.merge.rewrite import DTYPES, REFUSED
 from studio.merge.weights import Weights
 from trainers.errors import AdapterError, BaseError, ConfigError
 from trainers.lora.adapter import Adapter, content_digest, digest
-from trainers.lora.ledger import fitted
+from trainers.lora.ledger import Ledger, fitted
 from trainers.unpack import cached
 
 if TYPE_CHECKING:
@@ -116,19 +116,28 @@ def ingredients(uses: Sequence[Use], weights: Weights, partial: bool, notes: lis
     parts: dict[str, Ingredient] = {}
     for use in uses:
         adapter, ledger = fitted(use.path, weights.shapes, partial=partial, weight_of=weights.weight)
-        own = replace(use, digest=content_digest(adapter), sha256=digest(use.path))
-        if why := use.mismatch(own):
-            raise AdapterError(f"{use.path}: isn't the adapter of the recipe", [why], "name the right file")
-        if own.digest in parts:
-            raise AdapterError(f"{use.path}: stands there twice", next_step="name it once, with the sum of the weights")
-        if not ledger.whole:
-            notes.append(f"{use.path.name}: {ledger.share:.1%} of its energy acts in this base")
+        own = promised(use, adapter, ledger, parts, notes)
         parts[own.digest] = Ingredient(own, adapter)
     _check_closed(weights, list(parts.values()))
     acting = (pair for part in parts.values() for path, pair in part.adapter.pairs.items() if part.gain(path))
     if not any(bool(pair.up.any() and pair.down.any()) for pair in acting):
         raise ConfigError(REFUSED, ["every weight is 0, or every number: nothing would change"], "give a weight")
     return list(parts.values())
+
+
+def promised(use: Use, adapter: Adapter, ledger: Ledger, others: Container[str], notes: list[str]) -> Use:
+    """The adapter as it was asked for, with its digests; `others`: those of the adapters before it.
+
+    Raises AdapterError: it isn't the recipe's, or comes twice. What of it is lost is noted.
+    """
+    own = replace(use, digest=content_digest(adapter), sha256=digest(use.path))
+    if why := use.mismatch(own):
+        raise AdapterError(f"{use.path}: isn't the adapter of the recipe", [why], "name the right file")
+    if own.digest in others:
+        raise AdapterError(f"{use.path}: stands there twice", next_step="name it once, with the sum of the weights")
+    if not ledger.whole:
+        notes.append(f"{use.path.name}: {ledger.share:.1%} of its energy acts in this base")
+    return own
 
 
 def _check_closed(weights: Weights, parts: Sequence[Ingredient]) -> None:

@@ -80,7 +80,7 @@ def set_up(recipe: WritingRecipe, family: CausalLM, rack: Rack | None = None, re
     digests = {part: family.digest(part) for part in DIGESTS}
     resident.check_digests(recipe.base, recipe.digests, digests)
     rack = Rack(family.parts()) if rack is None else rack
-    uses, notes = resident.hang(rack, recipe.adapters, recipe.partial, read)
+    uses, notes = resident.hang(rack, recipe.adapters, recipe.partial, read, recipe.base, digests["model"])
     known = replace(recipe, base=resident.base_of(recipe.base), digests=digests, adapters=uses)
     return Desk(family, rack, tuple(use.digest for use in uses), known, notes)
 

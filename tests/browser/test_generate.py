@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from browser.visits import (
+    SCREENSHOTS,
     Studio,
     another_picture,
     choose,
@@ -63,7 +64,11 @@ def test_a_moved_slider_gives_another_picture_and_moved_back_the_same(visit: Vis
     for name in names:
         choose(page, "w.generate.rack.add", name)
         expect(page.locator('[class*="st-key-card_generate_rack_"]').filter(has_text=name)).to_have_count(1)
-    type_into(page, "w.generate.prompt", "a red house by the sea")
+    type_into(page, "w.generate.prompt", "a blue boat by the sea")
+    if SCREENSHOTS:
+        for word in page.locator('[class*="-word"] button').all():
+            word.click()
+            settle(page)
     keyed(page, "w.generate.auto").locator("label").first.click()
     settle(page)
     press(page, "generate.go")
@@ -76,6 +81,7 @@ def test_a_moved_slider_gives_another_picture_and_moved_back_the_same(visit: Vis
     page.wait_for_timeout(1500)  # the last wish
     second = picture(page)
     assert "weight = 0.6" in recipe(page)
+    unfold(page, "Recipe")
     shoot(page, "generate")
     for _ in range(8):
         handle.press("ArrowRight")

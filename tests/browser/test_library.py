@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from browser.visits import Studio, choose, hang_adapters, keyed, press, settle, shoot
+from studio.merge.weights import open_base
 from tests.checkpoints import random_adapter
 from trainers.lora.adapter import Adapter
 
@@ -58,3 +60,26 @@ def test_two_are_blended_downloaded_and_loaded(visit: Visit, studio: Studio, tmp
     expect(pictures).to_have_count(8)
     settle(page)
     shoot(page, "blend")
+
+
+def test_a_merged_base_is_proved_downloaded_and_drawn_with(visit: Visit, studio: Studio, tmp_path: Path) -> None:
+    name = hang_adapters(studio.home)[0]
+    visit("library").locator('[class*="st-key-entry_"]').filter(has_text=name).first.wait_for()
+    page = visit("blend")
+    keyed(page, "w.blend.what").get_by_text("Into a base").click()
+    settle(page)
+    choose(page, "w.blend.rack.add", name)
+    press(page, "blend.merge")
+    expect(page.get_by_text("Proved.", exact=True)).to_be_visible()
+    keyed(page, "blend.get").wait_for()
+    settle(page)
+    shoot(page, "merge")
+    with page.expect_download() as started:
+        press(page, "blend.get")
+    with zipfile.ZipFile(started.value.path()) as archive:
+        archive.extractall(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    merged, bare = (open_base(str(base)) for base in (folder, "tiny-sd"))
+    assert merged.shapes == bare.shapes
+    changed = {path for path in bare.shapes if not merged.weight(path).equal(bare.weight(path))}
+    assert changed == {*Adapter.load(studio.home / f"{name}.safetensors").pairs}

@@ -26,7 +26,7 @@ from trainers.bases import reading
 from trainers.digests import digest_of_files
 from trainers.errors import BaseError
 from trainers.families.base import Encoding, Example, Loss, evaluating
-from trainers.families.stepping import guesses, steps_over
+from trainers.families.stepping import check_steps, guesses, steps_over
 
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
@@ -254,8 +254,9 @@ class StableDiffusion:
 
         `negative` is one for all or one for each; `on_step(steps done, steps)` is called after each call of the UNet,
         and then `on_latents(steps done, what the finished latents (B, C, h, w) will be as far as the sampler knows)`.
+        Raises ConfigError as `check_steps` does.
         """
-        scheduler = self._scheduler(sampler)
+        check_steps(scheduler := self._scheduler(sampler), steps, sampler)
         guess = guesses(scheduler) if on_latents else None
         parts: dict[str, Any] = {name: self.part(name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
         extras: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -285,6 +286,10 @@ class StableDiffusion:
                 callback_on_step_end=tell,
             )
         return list(made.images)
+
+    def check_steps(self, steps: int, sampler: str | None = None) -> None:
+        """Raises ConfigError where the sampler can't take so many steps on this base."""
+        check_steps(self._scheduler(sampler), steps, sampler)
 
     def _scheduler(self, sampler: str | None) -> Any:
         """The base's own scheduler, or a row of SAMPLERS on its noise schedule; the rest is the row's own."""

@@ -5,9 +5,6 @@ Try it: python -c "from trainers.lora.adapter import *; print(components(Adapter
 
 from __future__ import annotations
 
-import base64
-import binascii
-import contextlib
 import hashlib
 import os
 from collections import defaultdict
@@ -25,7 +22,7 @@ from trainers.lora.fit import MISFIT
 from trainers.lora.formats import DIFFUSERS_HEADER, FORMATS, detect, foreign_faults, foreign_kind, peft
 from trainers.lora.formats.grouped import COPIES
 from trainers.lora.kinds import NEEDS_BASE, Entry, WeightOf, assemble
-from trainers.lora.metadata import THUMBNAIL_START
+from trainers.lora.metadata import thumbnail_of, trigger_of
 from trainers.lora.pair import LoraPair, Pairs, pair_faults
 
 __all__ = [
@@ -58,7 +55,8 @@ class AdapterInfo:
 
     @property
     def trigger(self) -> str:
-        return self.metadata.get("modelspec.trigger_phrase", "")
+        """Its trigger phrase, or the tags that all captions share."""
+        return trigger_of(self.metadata)
 
     @property
     def base_digest(self) -> str:
@@ -75,11 +73,8 @@ class AdapterInfo:
 
     @property
     def thumbnail(self) -> bytes | None:
-        """The JPEG file inside the header; None where there is none or its base64 is broken."""
-        uri = self.metadata.get("modelspec.thumbnail", "")
-        with contextlib.suppress(binascii.Error, ValueError):
-            return base64.b64decode(uri.removeprefix(THUMBNAIL_START), validate=True) or None
-        return None
+        """The picture file inside the header."""
+        return thumbnail_of(self.metadata)
 
 
 @dataclass(frozen=True, eq=False)

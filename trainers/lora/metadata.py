@@ -9,7 +9,10 @@ Try it: python -c "from trainers.lora.metadata import *; print(modelspec_metadat
 from __future__ import annotations
 
 import base64
+import binascii
+import contextlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +27,8 @@ ARCHITECTURES = {
 }
 SGM = "https://github.com/Stability-AI/generative-models"
 PREDICTIONS = {"epsilon": "epsilon", "v": "v", "v_prediction": "v"}
-THUMBNAIL_START = "data:image/jpeg;base64,"
+THUMBNAIL_START, BASE64 = "data:image/jpeg;base64,", ";base64,"
+WORDS = 3  # tags that all captions share; more are no trigger but a subject in keywords
 
 
 def _strings(entries: Mapping[str, Any]) -> dict[str, str]:
@@ -149,3 +153,38 @@ def modelspec_metadata(
         "encoder_layer": clip_skip,
     }
     return _strings({f"modelspec.{key}": value for key, value in entries.items()})
+
+
+# --- what a header says ----------------------------------------------------------------------------------------------
+
+
+def tag_counts(metadata: Mapping[str, str]) -> Counter[str]:
+    """`ss_tag_frequency`, {tag: captions that have it}, over all of its folders; empty where it is absent or broken."""
+    counts: Counter[str] = Counter()
+    try:
+        for tags in json.loads(metadata.get("ss_tag_frequency", "{}")).values():
+            counts.update({str(tag).strip(): int(count) for tag, count in tags.items()})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return Counter()
+    return counts
+
+
+def trigger_of(metadata: Mapping[str, str]) -> str:
+    """The trigger phrase: modelspec's, else the few tags that all captions of the training have; "" unknown."""
+    if said := metadata.get("modelspec.trigger_phrase", ""):
+        return said
+    try:
+        folders = json.loads(metadata.get("ss_dataset_dirs", "{}")).values()
+        captions = sum(int(folder["img_count"]) for folder in folders)
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        return ""
+    shared = [tag for tag, count in tag_counts(metadata).items() if count == captions > 1]
+    return ", ".join(shared) if len(shared) <= WORDS else ""
+
+
+def thumbnail_of(metadata: Mapping[str, str]) -> bytes | None:
+    """The picture file of `modelspec.thumbnail`, JPEG by the standard; None where there is none or it is broken."""
+    uri = metadata.get("modelspec.thumbnail", "")
+    with contextlib.suppress(binascii.Error, ValueError):
+        return base64.b64decode(uri.partition(BASE64)[2], validate=True) or None
+    return None

@@ -5,17 +5,21 @@ Try it: `stylora app`, then Library, then a picture
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import streamlit as st
 
 from studio.app import state
 from studio.app.parts import bases, gallery, notices, progress, rack
+from studio.desk import downloads
 
 if TYPE_CHECKING:
     from studio.desk.library import Entry
 
 PLACES = {"pictures": ("generate", "generate.rack"), "text": ("text", "text.rack")}
+DORA = "DoRA"  # stands in the reasons why a file can't be read without its base
 SECTIONS = {
     "Facts": "What its file says of it.",
     "Anatomy": "How much it changes each block of the model, and which rank each block needs.",
@@ -44,6 +48,22 @@ def use_button(entry: Entry, key: str) -> None:
         state.go(page)
 
 
+def needs_base(entries: Iterable[Entry]) -> bool:
+    """Whether one of them is a DoRA, whose change depends on the base: without one its numbers can't be read."""
+    return any(DORA in reason for entry in entries for reason in (entry.facts or {}).get("refused", ()))
+
+
+def download(entry: Entry, key: str, width: Literal["content", "stretch"] = "content") -> None:
+    """Its file, a PEFT folder as .zip; read when it is asked for."""
+    name = downloads.name_of(entry.path)
+    st.download_button("Download", partial(_file_of, entry.id), name, icon=":material/download:", key=key,
+                       on_click="ignore", width=width)  # fmt: skip
+
+
+def _file_of(adapter_id: str) -> BinaryIO:
+    return state.engine().library.download(adapter_id)[1]
+
+
 def show(entry: Entry) -> None:
     """The page of one adapter."""
     st.button("All adapters", icon=":material/arrow_back:", type="tertiary", on_click=open, args=(None,), key="back")
@@ -51,15 +71,22 @@ def show(entry: Entry) -> None:
     with left:
         st.image(gallery.thumbnail(entry), width="stretch")
         use_button(entry, "one")
+        download(entry, "one.download", "stretch")
         keep(entry)
     with right:
         st.title(notices.plain(entry.name))
         st.caption(notices.plain(gallery.facts(entry)))
-        chosen = st.segmented_control("Show", list(SECTIONS), label_visibility="collapsed",
-                                      **state.bind("library.section", "Facts")) or "Facts"  # fmt: skip
-        st.caption(SECTIONS[chosen])
+        chosen = "Facts" if entry.error else section()
         with notices.told():
             {"Facts": facts, "Fits": fits}.get(chosen, lambda one: measured(one, chosen.lower()))(entry)
+
+
+def section() -> str:
+    """What of it is shown."""
+    chosen = st.segmented_control("Show", list(SECTIONS), label_visibility="collapsed",
+                                  **state.bind("library.section", "Facts", shown="default")) or "Facts"  # fmt: skip
+    st.caption(SECTIONS[chosen])
+    return chosen
 
 
 def keep(entry: Entry) -> None:
@@ -78,6 +105,7 @@ def keep(entry: Entry) -> None:
               on_click=remove, args=(entry,))  # fmt: skip
 
 
+@notices.safely
 def remove(entry: Entry) -> None:
     state.engine().library.remove(entry.id)
     open(None)
@@ -137,7 +165,7 @@ def measured(entry: Entry, what: str) -> None:
     if job:
         outcome(entry, what, job)
     base = ""
-    if what != "anatomy":
+    if what != "anatomy" or needs_base([entry]):
         base = bases.pick(f"library.base_of.{entry.kind}", entry.kind, "Measured on")
     others = [one for one in rack.slots(PLACES[entry.kind][1]) if one["id"] != entry.id]
     if what == "conflict" and not others:

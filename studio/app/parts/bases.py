@@ -26,10 +26,10 @@ def usual(kind: str = "pictures") -> str:
 
 def pick(name: str, kind: str = "pictures", label: str = "Base") -> str:
     """A picker of a base, kept in the draft `name`; gives what is chosen."""
-    bound = state.bind(name, usual(kind))
     embedded = PICTURES if kind == "pictures" else TEXTS
     found = dict.fromkeys([*embedded, usual(kind), *recent(kind), str(state.get(name, usual(kind)))])
-    chosen = st.selectbox(label, list(found), accept_new_options=True, help=HELP[kind], **bound)
+    chosen = st.selectbox(label, list(found), accept_new_options=True, help=HELP[kind],
+                          **state.bind(name, usual(kind), found))  # fmt: skip
     return str(chosen or usual(kind)).strip()
 
 

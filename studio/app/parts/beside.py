@@ -27,7 +27,7 @@ def show(entry: Entry, live: tuple[Use, ...]) -> None:
     """The form, and what came of it; `live` is what the file was made of."""
     kind = entry.kind
     with st.grid(2, min_column_width=140, gap="small"):
-        base = bases.pick(f"blend.base.{kind}", kind)
+        base = base_of(kind)
         st.number_input("First seed", 0, step=1, **state.bind("blend.first", 7))
     words = " ".join(dict.fromkeys(use.title for use in live))
     st.text_input("Prompt", help=f"Of {words}", **state.bind(f"blend.prompt.{kind}", PROMPTS[kind]))
@@ -37,6 +37,14 @@ def show(entry: Entry, live: tuple[Use, ...]) -> None:
     kept = state.get(DRAFT, {})
     if kept.get("of") == entry.id:
         outcome(kept["jobs"])
+
+
+def base_of(kind: str) -> str:
+    """A picker of its own; it begins with what was picked for the file."""
+    own, picked = f"blend.beside.{kind}", state.get(f"blend.base.{kind}")
+    if picked and state.get(own) is None:
+        state.put(own, picked)
+    return bases.pick(own, kind)
 
 
 def ask(kind: str, base: str, entry: Entry, live: tuple[Use, ...]) -> None:
@@ -98,3 +106,4 @@ def one(snapshot: Snapshot) -> None:
         with st.grid(2, min_column_width=60, gap="small"):
             for picture in pictures:
                 st.image(picture, width="stretch")
+    notices.notes(snapshot.result)

@@ -26,10 +26,11 @@ CUTS = {"all": "Keep everything", "rank": "To a rank", "energy": "To a share of 
 def show() -> None:
     """Method, and where it is cut."""
     method = st.selectbox("Method", list(METHODS), format_func=lambda name: f"{name}: {METHODS[name][0]}",
-                          **state.bind("blend.method", "svd"))  # fmt: skip
+                          **state.bind("blend.method", "svd", METHODS))  # fmt: skip
     takes = METHODS[method][1]
     if "rank" in takes:
-        cut = st.segmented_control("Cut", list(CUTS), format_func=CUTS.__getitem__, **state.bind("blend.cut", "energy"))
+        cut = st.segmented_control("Cut", list(CUTS), format_func=CUTS.__getitem__,
+                                   **state.bind("blend.cut", "energy", shown="default"))  # fmt: skip
         if cut == "rank":
             st.slider("Rank", 1, 128, **state.bind("blend.rank", 8))
         elif cut == "energy":

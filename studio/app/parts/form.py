@@ -49,7 +49,7 @@ def choose(kind: Kind, base: str) -> None:
     told = [f"{row.sentence} {duration(presets.minutes(presets.defaults(kind, name), pace))}".strip()
             for name, row in rows.items()]  # fmt: skip
     st.radio("How thoroughly", list(rows), captions=told, format_func=str.capitalize,
-             **state.bind(f"train.preset.{kind}", USUAL))  # fmt: skip
+             **state.bind(f"train.preset.{kind}", USUAL, rows))  # fmt: skip
     try:
         own = presets.minutes(values(kind), pace)
     except TypeError:  # a setting that isn't a number yet: its fault is told beside it
@@ -101,17 +101,17 @@ def one(kind: Kind, field: Field, fault: str) -> None:
 def widget(field: Field, key: str, value: Any, keep: Any) -> None:
     """Numbers with a point are typed: 1e-4 has no place on a slider."""
     if field.form == "choice":
-        st.selectbox(field.label, field.choices, help=field.help, **state.bound(key, value, keep))
+        st.selectbox(field.label, field.choices, help=field.help, **state.bound(key, value, keep, field.choices))
     elif field.form == "bool" and field.default is not None:
         st.toggle(field.label, help=field.help, **state.bound(key, bool(value), keep))
     elif field.form == "bool":
         st.selectbox(field.label, list(SWITCH), format_func=SWITCH.__getitem__, help=field.help,
-                     **state.bound(key, value, keep))  # fmt: skip
+                     **state.bound(key, value, keep, SWITCH))  # fmt: skip
     elif field.form == "int":
         low, high = (int(limit) if limit is not None else None for limit in (field.low, field.high))
-        empty: Any = {"value": None, "placeholder": "as it fits"} if field.optional or field.default is None else {}
-        st.number_input(field.label, low, high, step=field.multiple or 1, help=field.help,
-                        **empty, **state.bound(key, value, keep))  # fmt: skip
+        empty = "as it fits" if field.optional or field.default is None else None
+        st.number_input(field.label, low, high, step=field.multiple or 1, help=field.help, placeholder=empty,
+                        **state.bound(key, value, keep))  # fmt: skip
     elif field.form == "list":
         st.text_area(field.label, height=68, help=f"{field.help} One a line.",
                      **state.bound(key, "\n".join(value), lambda text: keep(text.splitlines())))  # fmt: skip

@@ -5,6 +5,7 @@ Try it: `stylora app`, then Library
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import math
@@ -14,8 +15,12 @@ import streamlit as st
 from PIL import Image, ImageDraw
 
 from studio.app import state
+from trainers.errors import RunError, StyloraError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from streamlit.elements.lib.grid_container import GridContainer
 
     from studio.desk.library import Entry
@@ -53,13 +58,25 @@ def sign(digest: str, kind: str) -> bytes:
 
 @st.cache_data(max_entries=1024, show_spinner=False)
 def small(file: str, side: int = SIDE) -> bytes:
-    """A drawn picture as JPEG of at most `side` pixels; its file never changes, so its name is the key."""
-    with Image.open(file) as picture:
-        image = picture.convert("RGB")
-        image.thumbnail((side, side))
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=88)
+    """A drawn picture as JPEG of at most `side` pixels; its file never changes, so its name is the key.
+
+    Raises RunError: the file is gone or broken.
+    """
+    try:
+        with Image.open(file) as picture:
+            image = picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of them
+        reason = getattr(error, "strerror", None) or "not a whole picture"
+        raise RunError(f"this picture's file can't be read: {reason}", next_step="delete it") from None
+    image.thumbnail((side, side))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=88)
     return out.getvalue()
+
+
+def within(jpeg: bytes) -> str:
+    """A JPEG as an address that holds it: a preview that comes so is seen without asking the server once more."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def line(entry: Entry) -> str:
@@ -87,13 +104,33 @@ def square(many: int) -> GridContainer:
     return st.grid(math.ceil(math.sqrt(many)), min_column_width=90, gap="small")
 
 
+def file_of(picture: PictureRow) -> Path:
+    """Where a picture lies. Raises RunError: its file is gone."""
+    path = state.engine().store.picture_path(picture)
+    if not path.is_file():
+        raise RunError(f"the file of picture {picture.id} is gone", next_step="draw it again")
+    return path
+
+
+def there(pictures: Sequence[PictureRow], tell: bool = False) -> list[PictureRow]:
+    """Those whose file is there; `tell`: of the others in a caption."""
+    found = [picture for picture in pictures if state.engine().store.picture_path(picture).is_file()]
+    if tell and (gone := len(pictures) - len(found)):
+        st.caption("The file of 1 picture is gone." if gone == 1 else f"The files of {gone} pictures are gone.")
+    return found
+
+
 def tile(picture: PictureRow, side: int = SIDE, where: str = "history") -> None:
     """A small picture that opens when clicked."""
     with st.container(key=f"tile_{where}_{picture.id}"):
-        st.image(small(str(state.engine().store.picture_path(picture)), side), width="stretch")
-        st.button(f"Open picture {picture.id}", key=f"{where}.open.{picture.id}", on_click=choose, args=(picture.id,))
+        try:
+            st.image(small(str(file_of(picture)), side), width="stretch")
+        except StyloraError:  # opened, it says why
+            st.caption(f"picture {picture.id} can't be read")
+        st.button(f"Open picture {picture.id}", key=f"{where}.open.{picture.id}", on_click=choose,
+                  args=(picture.id,))  # fmt: skip
 
 
 def choose(picture: int) -> None:
     state.put(SHOWN, [picture])
-    state.note("outcome", None)
+    state.note("outcomes", [])

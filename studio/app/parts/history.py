@@ -16,7 +16,7 @@ STRIP = 8
 
 def strip() -> None:
     """The last few in one row, below the canvas."""
-    pictures = state.engine().store.pictures(state.desk(), STRIP)
+    pictures = gallery.there(state.engine().store.pictures(state.desk(), STRIP))
     if len(pictures) > 1:
         with st.grid(STRIP, min_column_width=36, wrap=False, gap="xsmall"):
             for picture in pictures:
@@ -30,8 +30,9 @@ def show() -> None:
     if not pictures:
         return
     st.subheader("History", divider="gray")
+    found = gallery.there(pictures[: pages * PAGE], tell=True)
     with st.grid("auto", min_column_width=120, gap="small"):
-        for picture in pictures[: pages * PAGE]:
+        for picture in found:
             gallery.tile(picture)
     if len(pictures) > pages * PAGE:
         st.button("Show older ones", key="history.more", on_click=state.note, args=("history.pages", pages + 1))

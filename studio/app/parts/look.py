@@ -12,9 +12,9 @@ CSS = """<style>
 .block-container {padding: 4.25rem 2rem 3rem; max-width: 1560px}
 [data-testid="stImage"] img {border-radius: 8px}
 .st-key-desk_keeper, .st-key-look {display: none}
-.st-key-door {margin-top: 14vh}
 .feel {position: relative; height: 1.1rem; margin: -1.6rem 6px 0; font-size: .75rem; opacity: .75}
 .feel i {position: absolute; top: 0; transform: translateX(-50%); font-style: normal; white-space: nowrap}
+[class*="st-key-title_"] button {min-height: 0; padding: 0; font-size: .85rem}
 .stMarkdown table thead {display: none}
 .feel i::before {content: ""; display: block; width: 2px; height: 6px; margin: 0 auto; background: currentColor}
 [class*="st-key-canvas_"] {min-height: min(60vw, 544px); justify-content: center; border-radius: 12px; padding: 1.1rem;
@@ -23,6 +23,7 @@ CSS = """<style>
 [class*="st-key-tile_"] {position: relative}
 [class*="st-key-tile_"] [class*="st-key-"] {position: absolute; inset: 0; opacity: 0}
 [class*="st-key-tile_"] [class*="st-key-"] div, [class*="st-key-tile_"] button {width: 100%; height: 100%}
+:is([class*="st-key-tile_"], [class*="st-key-card_"]) [data-testid="stElementToolbar"] {display: none}
 [class*="st-key-tile_"]:hover img {filter: brightness(1.08)}
 .receipt, .written {white-space: pre-wrap; border-radius: 10px; padding: .7rem .9rem; margin: 0 0 .5rem;
   background: color-mix(in srgb, currentColor 5%, transparent); font-size: .92rem; line-height: 1.55}

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import html
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import streamlit as st
 
-from studio.app import state
+from studio.app import config, state
 from studio.app.parts import notices
 from studio.desk import dataset_view
 from studio.desk.dataset_view import Picture, Text, View, Wishes
@@ -25,7 +26,9 @@ BREAKS = {"whole": "One text", "paragraph": "A text for each paragraph", "line":
 
 
 def datasets() -> Datasets:
-    return Datasets(state.engine().home)
+    """Those of this desk; the library's folders may be read as well."""
+    home, *roots = state.engine().library.roots
+    return Datasets(home, roots, state.desk())
 
 
 def choose(place: str) -> None:
@@ -73,15 +76,17 @@ def begin() -> None:
 
 def uploader(folder: Path | None) -> None:
     """Drop files into a dataset, or into a new one."""
-    key = f"material.drop.{state.noted('drops', 0)}"
-    files = st.file_uploader("Pictures, captions, texts", [*KINDS], accept_multiple_files=True, key=key,
-                             max_upload_size=LARGEST["picture"] // 10**6)  # fmt: skip
+    files = st.file_uploader("Pictures, captions, texts", [*KINDS], accept_multiple_files=True,
+                             key=state.upload_key("material.drop"),
+                             max_upload_size=config.largest(state.options(), LARGEST["picture"] // 10**6))  # fmt: skip
     if not files:
         return
     with notices.told():
-        place = folder or datasets().create(Path(files[0].name).stem.rstrip("_-0123456789 ") or "my style")
-        tell(datasets().add(place, [(file.name, file.getvalue()) for file in files]))
-        state.note("drops", state.noted("drops", 0) + 1)  # a new key empties the uploader
+        try:
+            place = folder or datasets().create(Path(files[0].name).stem.rstrip("_-0123456789 ") or "my style")
+            tell(datasets().add(place, [(file.name, file.getvalue()) for file in files]))
+        finally:
+            state.forget_uploads("material.drop", files)
         choose(str(place))
         st.rerun()
 
@@ -137,7 +142,7 @@ def own() -> None:
                 st.button(notices.plain(name), key=f"own.{name}", icon=":material/folder:",
                           on_click=choose, args=(str(datasets().own / name),))  # fmt: skip
     with st.form("material.folder", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
-        place = st.text_input("Or a folder below the library's", placeholder=str(state.engine().home / "my pictures"))
+        place = st.text_input("Or a folder on this machine", placeholder=str(state.engine().home / "my pictures"))
         if st.form_submit_button("Open") and place.strip():
             with notices.told():
                 choose(str(datasets().open(place.strip())))
@@ -162,8 +167,11 @@ def _stamp(folder: Path) -> str:
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
-def show(folder: Path, view: View | None) -> None:
-    """The open dataset: its name, what is wrong with it, its pictures or texts, and adding more."""
+def show(folder: Path, view: View | None, said: Sequence[str] = ()) -> None:
+    """The open dataset: its name, what is wrong with it, its pictures or texts, and adding more.
+
+    Notes that are `said` elsewhere on the page aren't said again.
+    """
     editable = datasets().editable(folder)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.subheader(notices.plain(folder.name), width="stretch")
@@ -174,8 +182,7 @@ def show(folder: Path, view: View | None) -> None:
     if view:
         for fault in view.faults:
             st.error(notices.plain(fault), icon=":material/error:")
-        for note in view.notes:
-            st.caption(notices.plain(note))
+        notices.aside(note for note in view.notes if note not in said)
         if view.kind == "pictures":
             pictures(folder, view, editable)
         elif view.kind == "text":
@@ -193,12 +200,12 @@ def trigger_of(folder: Path) -> tuple[str, str]:
     return f"train.trigger.{folder.name}", f"{folder.name} style" if sample else ""
 
 
+@notices.safely
 def copy(folder: Path) -> None:
     """Into a dataset of one's own; the trigger word comes along."""
-    with notices.told():
-        new = datasets().copy(folder, f"my {folder.name}")
-        state.put(trigger_of(new)[0], state.get(*trigger_of(folder)))
-        choose(str(new))
+    new = datasets().copy(folder, f"my {folder.name}")
+    state.put(trigger_of(new)[0], state.get(*trigger_of(folder)))
+    choose(str(new))
 
 
 def pictures(folder: Path, view: View, editable: bool) -> None:
@@ -239,13 +246,12 @@ def card(folder: Path, picture: Picture, editable: bool) -> None:
 
 
 def edit(folder: Path, name: str, caption: str) -> None:
-    with notices.told():
-        datasets().edit_caption(folder, name, caption)
+    datasets().edit_caption(folder, name, caption)
 
 
+@notices.safely
 def take_out(folder: Path, name: str) -> None:
-    with notices.told():
-        datasets().remove(folder, name)
+    datasets().remove(folder, name)
 
 
 def taken_out(folder: Path) -> None:
@@ -257,9 +263,9 @@ def taken_out(folder: Path) -> None:
             st.button(f"Put back {notices.plain(name)}", key=f"back.{name}", on_click=put_back, args=(folder, name))
 
 
+@notices.safely
 def put_back(folder: Path, name: str) -> None:
-    with notices.told():
-        datasets().restore(folder, name)
+    datasets().restore(folder, name)
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Try it: `stylora app`, then Generate
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from studio.desk.work import Snapshot
 
 EVERY = 0.25  # seconds between looks at a job that runs
+SOON, TICK = 0.5, 0.02  # seconds to wait for a first preview, and between looks at it
 
 Show = Callable[["Snapshot"], None]
 
@@ -45,6 +47,14 @@ def follow(job: int, show: Show, every: float = EVERY, cancel: bool = True) -> N
     live()
 
 
+def await_preview(job: int) -> None:
+    """Give a job a moment to show something: this run shows it then, sooner than the next look would."""
+    place, until = st.empty(), time.monotonic() + SOON
+    while not (snapshot := look(job)).shown and not snapshot.over and time.monotonic() < until:
+        time.sleep(TICK)
+        place.empty()  # where Streamlit lets go of this run if a slider was moved again
+
+
 def bar(job: int, snapshot: Snapshot, cancel: bool = True) -> None:
     """How far it is, and a button that ends it."""
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -55,7 +65,8 @@ def bar(job: int, snapshot: Snapshot, cancel: bool = True) -> None:
             steps = f"step {snapshot.done} of {snapshot.total}" if snapshot.total else "getting ready"
             st.progress(share, text=notices.plain(snapshot.note or steps))
         if cancel:
-            st.button("Cancel", key=f"cancel.{job}", icon=":material/stop_circle:", on_click=stop, args=(job,))
+            st.button("Cancel", key=f"cancel.{job}", icon=":material/stop_circle:", on_click=notices.safely(stop),
+                      args=(job,))  # fmt: skip
 
 
 def in_line(job: int) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Slot = dict[str, Any]
 EQUAL_FEEL = "stylora.equal_feel"  # the header's entry that `stylora strength --write` makes
+PICTURES = "generate.rack"  # the rack of the Generate page
 LEAST, MOST, STEP = -1.0, 2.0, 0.05
 GROUPS = {"pictures": {"IN": "on the way in", "MID": "middle", "OUT": "on the way out"}, "text": {"L": "all layers"}}
 
@@ -79,23 +80,28 @@ def uses_of(slots: list[Slot]) -> tuple[Use, ...]:
 # --- cards -----------------------------------------------------------------------------------------------------------
 
 
-def show(place: str, kind: str = "pictures", add_word: Callable[[str], None] | None = None) -> None:
-    """The cards, and a picker that adds one from the library; `add_word` takes a trigger word that was clicked."""
+def show(place: str, kind: str = "pictures", prompt: str = "") -> None:
+    """The cards, and a picker that adds one from the library; `prompt` is the draft that trigger words are put into."""
     library = state.engine().library
     for slot in slots(place):
         with st.container(border=True, key=f"card_{place.replace('.', '_')}_{slot['id'][:12]}", gap="xsmall"):
-            card(place, slot, library.entry(slot["id"]), kind, add_word)
+            card(place, slot, library.entry(slot["id"]), kind, prompt)
     add(place, kind)
 
 
-def card(place: str, slot: Slot, entry: Entry, kind: str, add_word: Callable[[str], None] | None) -> None:
+def card(place: str, slot: Slot, entry: Entry, kind: str, prompt: str) -> None:
     """One adapter in the rack."""
     key, keep = f"{place}.{entry.id}", partial(_keep, place, entry.id)
-    quiet = slot["id"] not in {one["id"] for one in sounding(place)}
+    feel = equal_feel(entry)
     with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", wrap=False):
         st.image(gallery.thumbnail(entry), width=44)
-        name = notices.plain(entry.name)
-        st.markdown(f":gray[~~{name}~~]" if quiet else f"**{name}**", width="stretch")
+        with st.container(key=f"title_{key.replace('.', '_')}", gap=None):
+            title(place, entry, prompt)
+        if feel is not None:
+            st.button("", icon=":material/balance:", key=f"{key}.feel", type="tertiary",
+                      help=f"Equal feel, {feel:.2f}: the weight at which measured adapters act equally strongly",
+                      on_click=notices.safely(hang), args=(place, entry.id),
+                      kwargs={"weight": round(feel / STEP) * STEP})  # fmt: skip
         toggle(key, slot, place, "mute", ":material/volume_off:", "Mute: as if it were not in the rack")
         toggle(key, slot, place, "solo", ":material/headphones:", "Solo: only this one (and others that are solo)")
         more = st.popover("", icon=":material/tune:", type="tertiary", key=f"{key}.more", help="Text encoder, blocks",
@@ -104,29 +110,45 @@ def card(place: str, slot: Slot, entry: Entry, kind: str, add_word: Callable[[st
             with more:
                 details(key, slot, kind, keep)
         st.button("", icon=":material/close:", key=f"{key}.off", help="Take it off the rack", type="tertiary",
-                  on_click=take_off, args=(place, entry.id))  # fmt: skip
-    st.slider(f"Weight of {entry.name}", LEAST, MOST, step=STEP, label_visibility="collapsed",
-              **state.bound(f"{key}.weight", float(slot["weight"]), partial(keep, "weight")))  # fmt: skip
-    feel = equal_feel(entry)
+                  on_click=notices.safely(take_off), args=(place, entry.id))  # fmt: skip
+    weight = float(slot["weight"])
+    low, high = reach(weight, LEAST, MOST)
+    st.slider(f"Weight of {entry.name}", low, high, step=STEP, label_visibility="collapsed",
+              **state.bound(f"{key}.weight", weight, partial(keep, "weight")))  # fmt: skip
     if feel is not None:
-        share = (feel - LEAST) / (MOST - LEAST)
+        share = (feel - low) / (high - low)
         st.html(f'<div class="feel"><i style="left: {share:.1%}">equal feel {feel:.2f}</i></div>')
-    if feel is None and not (entry.trigger and add_word):
-        return
-    with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
-        if entry.trigger and add_word:
-            st.button(notices.plain(entry.trigger), key=f"{key}.word", icon=":material/add:", on_click=add_word,
-                      args=(entry.trigger,), help="Put its trigger word into the prompt")  # fmt: skip
-        if feel is not None:
-            st.button("Equal feel", key=f"{key}.feel", type="tertiary", icon=":material/balance:",
-                      help="Set the weight at which measured adapters act equally strongly",
-                      on_click=hang, args=(place, entry.id), kwargs={"weight": round(feel / STEP) * STEP})  # fmt: skip
+
+
+def reach(value: float, low: float, high: float) -> tuple[float, float]:
+    """A slider's ends, farther apart where a recipe made elsewhere has a value beyond them."""
+    return min(low, value), max(high, value)
+
+
+def title(place: str, entry: Entry, prompt: str) -> None:
+    """Its name, struck through where it does not act, and its trigger word for the prompt."""
+    quiet = entry.id not in {one["id"] for one in sounding(place)}
+    name = notices.plain(entry.name)
+    st.markdown(f":gray[~~{name}~~]" if quiet else f"**{name}**")
+    if entry.trigger and prompt:
+        there = entry.trigger in str(state.get(prompt, ""))
+        st.button(notices.plain(entry.trigger), key=f"{place}.{entry.id}.word", type="tertiary", disabled=there,
+                  icon=":material/check:" if there else ":material/add:",
+                  on_click=notices.safely(add_word), args=(prompt, entry.trigger),
+                  help="In the prompt" if there else "Put its trigger word into the prompt")  # fmt: skip
+
+
+def add_word(prompt: str, word: str) -> None:
+    """Put a trigger word at the end of the draft of a prompt, once."""
+    text = str(state.get(prompt, ""))
+    if word not in text:
+        state.put(prompt, f"{text.rstrip(' ,')}, {word}" if text.strip() else word)
 
 
 def toggle(key: str, slot: Slot, place: str, word: str, icon: str, help: str) -> None:
     on = bool(slot.get(word))
     st.button("", icon=icon, key=f"{key}.{word}", help=help, type="primary" if on else "tertiary",
-              on_click=hang, args=(place, slot["id"]), kwargs={word: not on})  # fmt: skip
+              on_click=notices.safely(hang), args=(place, slot["id"]), kwargs={word: not on})  # fmt: skip
 
 
 def details(key: str, slot: Slot, kind: str, keep: Callable[[str, Any], None]) -> None:
@@ -136,7 +158,7 @@ def details(key: str, slot: Slot, kind: str, keep: Callable[[str, Any], None]) -
         st.toggle("Own weight in the text encoder",
                   **state.bound(f"{key}.own", own, lambda on: keep("te", slot["weight"] if on else None)))  # fmt: skip
         if own:
-            st.slider("In the text encoder", LEAST, MOST, step=STEP,
+            st.slider("In the text encoder", *reach(float(slot["te"]), LEAST, MOST), step=STEP,
                       **state.bound(f"{key}.te", float(slot["te"]), partial(keep, "te")))  # fmt: skip
     blocks: dict[str, float] = slot.get("blocks", {})
     for group, words in GROUPS[kind].items():
@@ -153,6 +175,7 @@ def _keep_block(keep: Callable[[str, Any], None], blocks: Mapping[str, float], g
     keep("blocks", {name: factor for name, factor in {**blocks, group: value}.items() if factor != 1.0})
 
 
+@notices.safely
 def _keep(place: str, adapter: str, name: str, value: Any) -> None:
     hang(place, adapter, **{name: value})
 
@@ -180,6 +203,7 @@ def add(place: str, kind: str) -> None:
         return
     key = f"w.{place}.add"
 
+    @notices.safely
     def added() -> None:
         if chosen := st.session_state[key]:
             hang(place, chosen)

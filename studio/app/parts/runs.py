@@ -7,6 +7,7 @@ Try it: `stylora app`, then Train, then a sample, then Start
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ EVERY = 1.0  # seconds between looks
 OPEN = "train.run"
 SHOWN = 6  # previews, and trainings in the list
 POINTS = 250  # of a curve
+STOP = "It ends the step it is in and saves it; Resume goes on from there to the same adapter"
 LIVE = ("waiting", "running", "stopping")
 WORDS = {
     "waiting": ":material/hourglass_empty: waiting", "running": ":material/play_arrow: training",
@@ -56,14 +58,22 @@ def open(run: str) -> None:
     state.put(OPEN, run or None)
 
 
+def said_of(data: Path) -> tuple[str, ...]:
+    """What the open training's card says of this folder already."""
+    rows = {row.id: row for row in state.engine().training.runs(state.desk())}
+    row = rows.get(str(state.get(OPEN, "") or ""))
+    return state.engine().training.status(row.id).notes if row and row.data == str(data) else ()
+
+
 def follow(row: RunRow | None, states: dict[str, str]) -> None:
     """The open training, looked at again and again while any goes on; the page is drawn anew when one changes."""
-    going = any(one in LIVE for one in states.values())
+    going, faults = any(one in LIVE for one in states.values()), state.noted("faults")
 
     @st.fragment(run_every=EVERY if going else None)
     def live() -> None:
         now = {one.id: one.state for one in state.engine().training.runs(state.desk())}
-        if now != states:
+        new = state.noted("faults")
+        if now != states or (new and new is not faults):  # a button of this part alone: faults stand above the page
             st.rerun()
         if row:
             with notices.told():
@@ -86,8 +96,7 @@ def one(status: RunStatus) -> None:
     with left:
         if status.losses:
             st.vega_lite_chart(curves(status), height=290, width="stretch")
-        for note in status.notes:
-            st.caption(f":material/info: {notices.plain(note)}")
+        notices.aside(status.notes)
     with right:
         previews(status)
     if status.supervised:
@@ -104,19 +113,17 @@ def top(status: RunStatus) -> None:
             st.progress(status.step / status.steps if status.steps else 0.0, text=notices.plain(progress(status)))
         id, training = status.run.id, state.engine().training
         if status.state in ("waiting", "running"):
-            act("Stop", ":material/stop_circle:", id, training.stop)
+            act("Stop", ":material/stop_circle:", id, training.stop, tip=STOP)
         elif status.state in ("stopped", "failed"):
             act("Resume", ":material/play_arrow:", id, training.resume)
         if status.state in ("stopped", "failed", "done", "waiting"):
             act("Remove from the list", ":material/delete:", id, training.remove, "tertiary")
 
 
-def act(label: str, icon: str, id: str, do: Callable[[str], None], kind: Any = "secondary") -> None:
-    def done() -> None:
-        with notices.told():
-            do(id)
-
-    st.button(label, icon=icon, key=f"run.{label.split()[0].lower()}", on_click=done, type=kind)
+def act(label: str, icon: str, id: str, do: Callable[[str], object], kind: Any = "secondary", tip: str = "") -> None:
+    """A button that does this to the training."""
+    st.button(label, icon=icon, key=f"run.{label.split()[0].lower()}", type=kind, help=tip or None,
+              on_click=notices.safely(do), args=(id,))  # fmt: skip
 
 
 def progress(status: RunStatus) -> str:
@@ -134,9 +141,10 @@ def progress(status: RunStatus) -> str:
     if status.state == "running" and status.seconds_left is not None:
         parts.append(f"{clock(status.seconds_left)} left")
     if status.state == "stopping":
-        parts.append("stopping, its place is kept")
-    if status.state == "stopped":
-        parts.append("resume goes on exactly from here")
+        parts.append("stopping once this step is saved" if status.started else "stopping")
+    if status.state in ("stopped", "failed") and status.step:
+        again = status.step - status.saved  # none, unless it broke off
+        parts.append(f"resume goes on from step {status.saved}" if again else "resume goes on exactly from here")
     return " · ".join(parts)
 
 
@@ -153,7 +161,7 @@ def made(status: RunStatus) -> None:
     try:
         entry = state.engine().library.entry(status.run.adapter)
     except StyloraError:
-        st.caption("Its adapter is no longer in the library.")
+        missing(status)
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         st.image(gallery.thumbnail(entry), width=112)
@@ -167,6 +175,21 @@ def made(status: RunStatus) -> None:
                 adapter.use_button(entry, "run")
 
 
+def missing(status: RunStatus) -> None:
+    """Its adapter isn't in the library: it couldn't be put there, or was taken away since."""
+    st.caption("Its adapter isn't in the library.")
+    made, training, library = status.adapter, state.engine().training, state.engine().library
+    if made is None:
+        return
+    with st.container(horizontal=True, gap="small"):
+        again = bool(status.run.adapter)  # it was there once
+        put = (lambda _: library.add_path(made)) if again else training.shelve
+        act("Put into the library", ":material/add_photo_alternate:", status.run.id, put)
+        if not again:
+            act("Delete it for good", ":material/delete_forever:", status.run.id,
+                partial(training.remove, with_adapter=True), "tertiary", "The training and its adapter")  # fmt: skip
+
+
 # --- curves and previews ---------------------------------------------------------------------------------------------
 
 
@@ -178,7 +201,8 @@ def curves(status: RunStatus) -> dict[str, Any]:
     values += [{"step": step, "loss": loss, "of": "held out"} for step, loss in status.validations]
     domain = ["mean", *(["held out"] if status.validations else []), "batch"]
     axes = {
-        "x": {"field": "step", "type": "quantitative", "scale": {"domain": [0, status.steps or 1]}, "title": "step"},
+        "x": {"field": "step", "type": "quantitative", "scale": {"domain": [0, status.steps or 1]}, "title": "step",
+              "axis": {"tickMinStep": 1}},
         "y": {"field": "loss", "type": "quantitative", "scale": {"zero": False}, "title": "loss"},
         "color": {"field": "of", "type": "nominal", "title": None, "legend": {"orient": "top", "symbolOpacity": 1},
                   "scale": {"domain": domain}},

@@ -5,26 +5,24 @@ Try it: `stylora app`
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from studio.app import state
-from studio.app.parts import bases, rack
+from studio.app.parts import bases, rack, seed
 
 if TYPE_CHECKING:
     from studio.draw.recipe import Recipe
 
-RACK = "generate.rack"
+RACK = rack.PICTURES
+JOBS, FRESH = "generate.jobs", "generate.fresh"  # what the page waits for: a draft, and what isn't in it yet
 OWN = "as the base likes"  # its own size, its own sampler
 SIZES = (OWN, "64x64", "64x96", "96x64", "128x128", "512x512", "512x768", "768x512", "768x768", "1024x1024")
 SAMPLERS = (OWN, "ddim", "euler", "euler-a", "dpm++2m", "dpm++2m-karras", "unipc", "pndm")  # as the families know them
 USUAL: dict[str, Any] = {
-    "prompt": "", "negative": "", "seed": 7, "locked": False, "size": OWN, "steps": 25, "guidance": 7.5, "count": 1,
-    "sampler": OWN,
+    "prompt": "", "negative": "", **seed.USUAL, "size": OWN, "steps": 25, "guidance": 7.5, "count": 1, "sampler": OWN,
 }  # fmt: skip
-LARGEST_SEED = 2**31 - 1
 
 
 def draft(name: str) -> Any:
@@ -34,23 +32,11 @@ def draft(name: str) -> Any:
     )  # fmt: skip
 
 
-def add_word(word: str) -> None:
-    """Put a trigger word at the end of the prompt, once."""
-    prompt = str(draft("prompt"))
-    if word not in prompt:
-        state.put("generate.prompt", f"{prompt.rstrip(' ,')}, {word}" if prompt.strip() else word)
-
-
-def roll() -> None:
-    """Another seed."""
-    state.put("generate.seed", random.randrange(LARGEST_SEED))
-
-
 # --- widgets ---------------------------------------------------------------------------------------------------------
 
 
-def _bind(name: str) -> dict[str, Any]:
-    return state.bind(f"generate.{name}", USUAL[name])
+def _bind(name: str, **how: Any) -> dict[str, Any]:
+    return state.bind(f"generate.{name}", USUAL[name], **how)
 
 
 def prompts() -> None:
@@ -59,21 +45,15 @@ def prompts() -> None:
 
 def numbers() -> None:
     """Seed with dice and lock, then the rest; as many beside each other as there is room for."""
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", wrap=False):
-        st.number_input("Seed", 0, LARGEST_SEED, step=1, width="stretch", **_bind("seed"))
-        st.button("", icon=":material/casino:", key="generate.dice", on_click=roll, help="Another seed")
-        locked = bool(draft("locked"))
-        st.button("", icon=":material/lock:" if locked else ":material/lock_open:", key="generate.lock",
-                  help="Locked: the next picture has this seed again" if locked else "Open: each picture a new seed",
-                  type="primary" if locked else "secondary",
-                  on_click=state.put, args=("generate.locked", not locked))  # fmt: skip
+    seed.show("generate", "picture")
     with st.grid(2, min_column_width=140, gap="small"):
-        st.slider("Steps", 1, 100, **_bind("steps"))
-        st.slider("Guidance", 0.0, 20.0, step=0.5, **_bind("guidance"))
+        st.slider("Steps", 1, max(100, int(draft("steps"))), **_bind("steps"))
+        st.slider("Guidance", *rack.reach(float(draft("guidance")), 0.0, 20.0), step=0.5, **_bind("guidance"))
         sizes = list(dict.fromkeys([*SIZES, str(draft("size"))]))
-        st.selectbox("Size", sizes, accept_new_options=True, help="WIDTHxHEIGHT in pixels", **_bind("size"))
+        st.selectbox("Size", sizes, accept_new_options=True, help="WIDTHxHEIGHT in pixels",
+                     **_bind("size", among=sizes))  # fmt: skip
         st.number_input("Pictures", 1, 16, step=1, **_bind("count"))
-        st.selectbox("Sampler", SAMPLERS, **_bind("sampler"))
+        st.selectbox("Sampler", SAMPLERS, **_bind("sampler", among=SAMPLERS))
         st.text_input("Negative prompt", placeholder="what it should not be", **_bind("negative"))
 
 
@@ -105,29 +85,38 @@ def use(recipe: Recipe) -> list[str]:
     values["size"] = "{}x{}".format(*recipe.size) if recipe.size else OWN
     for name, value in values.items():
         state.put(f"generate.{name}", value)
-    there = state.engine().library.cards()
-    slots, missing = [], []
+    there = {entry.path: entry.id for entry in state.engine().library.cards()}
+    slots = []
     for use in recipe.adapters:
-        entry = next((one for one in there if one.id == use.digest or one.path == use.path), None)
-        if entry is None:
-            missing.append(use.title)
-            continue
-        slot: dict[str, Any] = {"id": entry.id, "weight": use.gain.weight, "te": use.gain.text_encoder}
+        slot: dict[str, Any] = {"id": there.get(use.path), "weight": use.gain.weight, "te": use.gain.text_encoder}
         if use.gain.blocks:
             from trainers.lora.blocks import format_blocks
 
             slot["typed"] = format_blocks(use.gain.blocks)
         slots.append(slot)
-    state.put(RACK, slots)
-    return missing
+    state.put(RACK, [slot for slot in slots if slot["id"]])
+    return [use.title for use in recipe.adapters if use.path not in there]
 
 
-def draw(recipe: Recipe, slot: str | None = None, grid: bool = False) -> int:
-    """Give the engine a drawing to do; the page follows it. Gives the job's number."""
+def going() -> list[int]:
+    """The jobs that the page waits for, the one to be shown first."""
+    return [*dict.fromkeys([*state.get(JOBS, []), *state.noted(FRESH, [])])]
+
+
+def wait_for(jobs: list[int]) -> None:
+    """Keep these as the jobs that the page waits for."""
+    state.put(JOBS, jobs)
+    state.note(FRESH, [])
+
+
+def draw(recipe: Recipe, newest: bool = False, grid: bool = False) -> None:
+    """Give the engine a drawing to do; the page follows it. The `newest` wish ends those of before."""
     from studio.desk.jobs import Draw, Grid
 
-    job = state.engine().submit(state.desk(), Grid(recipe) if grid else Draw(recipe), slot=slot)
-    before = [] if slot else state.get("generate.jobs", [])
-    state.put("generate.jobs", [*before, job])
-    bases.used(recipe.base)
-    return job
+    engine, desk, before, fresh = state.engine(), state.desk(), going(), [*state.noted(FRESH, [])]
+    state.note(FRESH, fresh)
+    job = engine.submit(desk, Grid(recipe) if grid else Draw(recipe))
+    fresh.append(job)  # at once: for a newer one Streamlit ends this run where it next looks into the session
+    for older in before if newest else ():
+        engine.cancel(older, desk)
+    wait_for([job] if newest else [*before, job])

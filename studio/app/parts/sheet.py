@@ -5,13 +5,12 @@ Try it: `stylora app`, then Generate, then "X/Y grid"
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from studio.app import state
-from studio.app.parts import rack, settings
+from studio.app.parts import rack
 
 if TYPE_CHECKING:
     from studio.draw.axes import Axes
@@ -31,7 +30,7 @@ BLOCKS = ("IN", "MID", "OUT")
 def choices() -> dict[str, str]:
     """{axis as it is written: in words}, for the rack as it is."""
     found = {NONE: NONE} | {name: WORDS[name] for name in VALUES if name not in ("adapter", "te", "block")}
-    hung = rack.sounding(settings.RACK)
+    hung = rack.sounding(rack.PICTURES)
     for k, slot in enumerate(hung[:26]):
         name = state.engine().library.entry(slot["id"]).name
         for kind in ("adapter", "te"):
@@ -48,12 +47,24 @@ def show() -> bool:
             state.put(f"generate.{side}", usual)
         with st.grid(2, min_column_width=130, gap="small", vertical_alignment="bottom"):
             axis = st.selectbox("Across" if side == "x" else "Down", list(words), format_func=words.__getitem__,
-                                **state.bind(f"generate.{side}", usual))  # fmt: skip
+                                **state.bind(f"generate.{side}", usual, words))  # fmt: skip
             if axis != NONE:
                 kind = axis.partition(":")[0]
                 st.text_input("Values", help="0..1/5: five from 0 to 1; 1, 2, 3; for prompts a boat|a house",
                               **state.bind(f"generate.{side}.{kind}", VALUES[kind]))  # fmt: skip
     return st.button("Draw the sheet", icon=":material/grid_on:", key="generate.sheet", width="stretch")
+
+
+def use(axes: Axes, letters: bool = True) -> None:
+    """Take over the axes of a recipe's sheet; without `letters` none that names an adapter by its place in the rack."""
+    for side, written in (("x", axes.x), ("y", axes.y)):
+        axis, _, values = written.partition("=")
+        kind, _, place = axis.partition(":")
+        if not axis or (place and kind != "block" and not letters):
+            state.put(f"generate.{side}", NONE)
+        else:
+            state.put(f"generate.{side}", axis)
+            state.put(f"generate.{side}.{kind}", values)
 
 
 def axes() -> Axes:
@@ -67,8 +78,3 @@ def _written(side: str, usual: str) -> str:
     axis = str(state.get(f"generate.{side}", usual))
     kind = axis.partition(":")[0]
     return "" if axis == NONE else f"{axis}={state.get(f'generate.{side}.{kind}', VALUES[kind])}"
-
-
-def draw() -> None:
-    """Ask for the sheet. Raises StyloraError: the axes can't be read."""
-    settings.draw(replace(settings.recipe(), count=1, grid=axes()), grid=True)

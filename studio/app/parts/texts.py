@@ -57,8 +57,7 @@ def show(job: int) -> None:
     sheets(spec, snapshot)
     if snapshot.texts:
         actions(job, spec, snapshot)
-    for note in (snapshot.result or {}).get("notes", ()):
-        st.caption(f":material/info: {notices.plain(note)}")
+    notices.notes(snapshot.result)
 
 
 def sheets(spec: dict[str, Any], snapshot: Snapshot) -> None:
@@ -92,13 +91,14 @@ def actions(job: int, spec: dict[str, Any], snapshot: Snapshot) -> None:
         st.code(state.engine().store.job(job, state.desk()).spec["recipe"], language="toml", wrap_lines=True)
 
 
+@notices.safely
 def again(job: int) -> None:
-    with notices.told():
-        state.put(writing.JOB, state.engine().again(job, state.desk(), slot="write"))
+    state.put(writing.JOB, state.engine().again(job, state.desk(), slot="write"))
 
 
+@notices.safely
 def use(spec: dict[str, Any]) -> None:
-    for name in writing.use(spec["recipe"]):
+    for name in writing.use(spec["recipe"], spec.get("ids", {})):
         notices.toast(f"{name} is not in the library; the rest is set")
 
 
@@ -115,8 +115,10 @@ def talk(job: int | None) -> None:
     if job is not None and mine and progress.going(job):
         question(str(spec["recipe"]["prompt"]))
         progress.follow(job, lambda snapshot: answer(list(snapshot.texts) or [""]))
-    elif mine and job is not None and progress.look(job).state != "done":
+    elif mine and job is not None:
         progress.outcome(progress.look(job))
+        if state.get(writing.SAID):
+            notices.notes(progress.look(job).result)
     asked = st.chat_input("Say something …", key="text.say")
     if asked:
         with notices.told():
@@ -177,8 +179,7 @@ def answer(texts: list[str]) -> None:
 def history() -> None:
     """Texts of before, the newest first; each can be opened."""
     shown = int(state.noted("texts.shown", PAGE))
-    rows = state.engine().store.jobs(state.desk(), shown + 1, ["write"])
-    rows = [row for row in rows if (row.result or {}).get("texts")]
+    rows = written(shown + 1)
     if not rows:
         return
     st.subheader("History", divider="gray")
@@ -187,6 +188,17 @@ def history() -> None:
             past(row)
     if len(rows) > shown:
         st.button("Show older ones", key="texts.more", on_click=state.note, args=("texts.shown", shown + PAGE))
+
+
+def written(most: int) -> list[JobRow]:
+    """The desk's newest jobs that gave a text, however many gave none in between."""
+    limit = most
+    while True:
+        rows = state.engine().store.jobs(state.desk(), limit, ["write"])
+        found = [row for row in rows if (row.result or {}).get("texts")]
+        if len(rows) < limit or len(found) >= most:
+            return found[:most]
+        limit *= 4
 
 
 def past(row: JobRow) -> None:
@@ -201,9 +213,10 @@ def past(row: JobRow) -> None:
         st.button("Open", key=f"past.open.{row.id}", type="tertiary", on_click=open, args=(row.id,))
 
 
+@notices.safely
 def open(job: int) -> None:
     """Show a text of before; a chat goes on from there."""
-    state.put(writing.JOB, job)
     chat = bool(spec_of(job)["recipe"].get("chat"))
+    state.put(writing.JOB, job)
     state.put("text.mode", "chat" if chat else "prompt")
     state.put(TAKEN, None)

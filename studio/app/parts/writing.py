@@ -5,25 +5,25 @@ Try it: `stylora app`, then Text
 
 from __future__ import annotations
 
-import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from studio.app import state
-from studio.app.parts import bases, rack
+from studio.app.parts import bases, rack, seed
+from studio.desk import recall
 
 if TYPE_CHECKING:
     from studio.write.recipe import WritingRecipe
 
 RACK, JOB, SAID = "text.rack", "text.job", "text.said"
 USUAL: dict[str, Any] = {
-    "prompt": "", "mode": "prompt", "system": "", "seed": 7, "locked": False, "count": 1, "max_tokens": 120,
+    "prompt": "", "mode": "prompt", "system": "", **seed.USUAL, "count": 1, "max_tokens": 120,
     "temperature": 0.8, "top_p": 0.95, "top_k": 0, "repetition_penalty": 1.0, "compare": True,
 }  # fmt: skip
 MODES = {"prompt": "Prompt", "chat": "Chat"}
 MUCH = 1.3  # of all weights together
-LARGEST_SEED = 2**31 - 1
 
 
 def draft(name: str) -> Any:
@@ -31,12 +31,8 @@ def draft(name: str) -> Any:
     return state.get(f"text.{name}", bases.usual("text") if name == "base" else USUAL[name])
 
 
-def _bind(name: str) -> dict[str, Any]:
-    return state.bind(f"text.{name}", USUAL[name])
-
-
-def roll() -> None:
-    state.put("text.seed", random.randrange(LARGEST_SEED))
+def _bind(name: str, **how: Any) -> dict[str, Any]:
+    return state.bind(f"text.{name}", USUAL[name], **how)
 
 
 # --- widgets ---------------------------------------------------------------------------------------------------------
@@ -44,14 +40,7 @@ def roll() -> None:
 
 def mode() -> str:
     return str(st.segmented_control("Write", list(MODES), format_func=MODES.__getitem__, required=True, width="stretch",
-                                    label_visibility="collapsed", **_bind("mode")))  # fmt: skip
-
-
-def add_word(word: str) -> None:
-    """Put a trigger word at the end of the prompt, once."""
-    prompt = str(draft("prompt"))
-    if word not in prompt:
-        state.put("text.prompt", f"{prompt.rstrip()} {word}".strip())
+                                    label_visibility="collapsed", **_bind("mode", shown="default")))  # fmt: skip
 
 
 def between() -> None:
@@ -76,14 +65,7 @@ def mix(share: float) -> None:
 
 def numbers() -> None:
     """Seed with dice and lock, then sampling."""
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", wrap=False):
-        st.number_input("Seed", 0, LARGEST_SEED, step=1, width="stretch", **_bind("seed"))
-        st.button("", icon=":material/casino:", key="text.dice", on_click=roll, help="Another seed")
-        locked = bool(draft("locked"))
-        st.button("", icon=":material/lock:" if locked else ":material/lock_open:", key="text.lock",
-                  help="Locked: the next text has this seed again" if locked else "Open: each text a new seed",
-                  type="primary" if locked else "secondary",
-                  on_click=state.put, args=("text.locked", not locked))  # fmt: skip
+    seed.show("text", "text")
     with st.grid(2, min_column_width=140, gap="small"):
         st.slider("Temperature", 0.0, 2.0, step=0.05, help="0: always the likeliest word", **_bind("temperature"))
         st.slider("Tokens at most", 10, 1000, step=10, **_bind("max_tokens"))
@@ -116,7 +98,7 @@ def write(prompt: str, chat: bool = False) -> None:
     from studio.desk.jobs import Write
 
     if not draft("locked") and state.get(JOB):
-        roll()
+        seed.roll("text")
     said = tuple(state.get(SAID, [])) if chat else ()
     made = recipe(prompt, chat)
     job = Write(made, bool(draft("compare")) and bool(made.adapters), said)
@@ -124,16 +106,19 @@ def write(prompt: str, chat: bool = False) -> None:
     bases.used(made.base, "text")
 
 
-def use(values: dict[str, Any]) -> list[str]:
-    """Take over a text's settings, read from its recipe's table; gives the names of adapters that are gone."""
+def use(values: dict[str, Any], ids: dict[str, str]) -> list[str]:
+    """Take over a text's settings, read from its recipe's table; gives the names of adapters that are gone.
+
+    `ids` are those that its adapters' files had then.
+    """
     for name in ("prompt", "base", "seed", "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty"):
         if name in values:
             state.put(f"text.{name}", values[name])
     state.put("text.locked", True)
-    there = {str(entry.path): entry for entry in state.engine().library.cards()}
-    slots, missing = [], []
-    for table in values.get("adapter", []):
-        if entry := there.get(str(table["file"])):
+    library, slots, missing = state.engine().library, [], list[str]()
+    there = {str(entry.path): entry for entry in library.cards()}
+    for table in recall.updated(values.get("adapter", []), Path("/"), library, ids, missing):
+        if entry := there.get(table["file"]):
             slots.append({"id": entry.id, "weight": float(table.get("weight", 1.0)), "typed": table.get("blocks", "")})
         else:
             missing.append(str(table.get("name") or table["file"]))

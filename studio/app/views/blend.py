@@ -5,8 +5,6 @@ Try it: `stylora app`, then Blend
 
 from __future__ import annotations
 
-import io
-import zipfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +13,10 @@ import streamlit as st
 
 from studio.app import state
 from studio.app.parts import adapter, bases, beside, cutting, gallery, notices, progress, rack
+from studio.desk import downloads
 from trainers.errors import StyloraError
 
 if TYPE_CHECKING:
-    from studio.desk.library import Entry
     from studio.desk.work import Snapshot
 
 RACK = "blend.rack"
@@ -69,7 +67,7 @@ def nothing() -> None:
 
 def panel(kinds: set[str]) -> str:
     """What to make, of which adapters, how; gives what."""
-    bound = state.bind("blend.what", "blend")
+    bound = state.bind("blend.what", "blend", shown="default")
     what = st.segmented_control("Make", list(WHAT), format_func=WHAT.__getitem__, label_visibility="collapsed",
                                 required=True, width="stretch", **bound)  # fmt: skip
     st.caption(ABOUT[what])
@@ -88,7 +86,7 @@ def kind_of(kinds: set[str]) -> str:
     if len(kinds) == 1:
         return next(iter(kinds))
     return str(st.segmented_control("Of adapters for", list(KINDS), format_func=KINDS.__getitem__, required=True,
-                                    **state.bind("blend.kind", "pictures")))  # fmt: skip
+                                    **state.bind("blend.kind", "pictures", shown="default")))  # fmt: skip
 
 
 def elsewhere(kind: str) -> None:
@@ -103,13 +101,14 @@ def blending(kind: str) -> None:
     cutting.show()
     with st.grid(2, min_column_width=140, gap="small"):
         name = st.text_input("Name", placeholder=usual_name(), **state.bind("blend.name", ""))
-        dtype = st.selectbox("Numbers", DTYPES, **state.bind("blend.dtype", "fp16"))
+        dtype = st.selectbox("Numbers", DTYPES, **state.bind("blend.dtype", "fp16", DTYPES))
+    base = needed_base(kind)
     replace = st.checkbox("Replace a file of that name", **state.bind("blend.overwrite", False))
     if st.button("Blend", type="primary", icon=":material/blender:", key="blend.go", width="stretch",
                  disabled=len(rack.sounding(RACK)) < 1):  # fmt: skip
         from studio.desk.jobs import Blend
 
-        values = cutting.chosen() | {"dtype": dtype, "overwrite": replace}
+        values = cutting.chosen() | {"dtype": dtype, "overwrite": replace, "base": base}
         ask("blend", Blend(rack.uses(RACK), name.strip() or usual_name(), **values))
 
 
@@ -123,21 +122,27 @@ def merging(kind: str) -> None:
     base = bases.pick(f"blend.base.{kind}", kind)
     name = st.text_input("Name", placeholder=f"{Path(base).stem} with {usual_name()}",
                          **state.bind("blend.merged", ""))  # fmt: skip
-    replace = st.checkbox("Replace what has that name", **state.bind("blend.overwrite", False))
     if st.button("Merge", type="primary", icon=":material/merge:", key="blend.merge", width="stretch",
                  disabled=not rack.sounding(RACK)):  # fmt: skip
         from studio.desk.jobs import Merge
 
-        name = name.strip() or f"{Path(base).stem} with {usual_name()}"
-        ask("merge", Merge(rack.uses(RACK), name, base, overwrite=replace))
-        bases.used(base, kind)
+        ask("merge", Merge(rack.uses(RACK), name.strip() or f"{Path(base).stem} with {usual_name()}", base))
+
+
+def needed_base(kind: str, anyway: bool = False) -> str | None:
+    """A picker of a base where an adapter that sounds is a DoRA, which can't be read without; else None."""
+    library = state.engine().library
+    dora = adapter.needs_base(library.entry(slot["id"]) for slot in rack.sounding(RACK))
+    if dora:
+        st.caption("One of these is a DoRA: what it changes depends on the base it was trained on.")
+    return bases.pick(f"blend.base.{kind}", kind) if dora or anyway else None
 
 
 def exporting(kind: str) -> None:
     formats = ("peft", "gguf") if kind == "text" else ("kohya", "diffusers", "peft")
     to = st.selectbox("Format", formats, format_func=lambda one: f"{one}: {FORMATS[one]}",
-                      **state.bind(f"blend.to.{kind}", formats[0]))  # fmt: skip
-    base = bases.pick(f"blend.base.{kind}", kind) if to == "gguf" else None
+                      **state.bind(f"blend.to.{kind}", formats[0], formats))  # fmt: skip
+    base = needed_base(kind, to == "gguf")
     many = len(rack.sounding(RACK))
     if many > 1:
         st.caption("The first of them is written; to have all in one file, blend them first.")
@@ -173,8 +178,7 @@ def stage(what: str) -> None:
     progress.outcome(snapshot)
     if snapshot.state == "done" and snapshot.result:
         {"blend": blended, "merge": merged, "export": exported}[what](job, snapshot, kept["rack"])
-        for note in snapshot.result.get("notes", ()):
-            st.caption(f":material/info: {notices.plain(note)}")
+        notices.notes(snapshot.result)
 
 
 def blended(job: int, snapshot: Snapshot, hung: list[rack.Slot]) -> None:
@@ -195,7 +199,7 @@ def blended(job: int, snapshot: Snapshot, hung: list[rack.Slot]) -> None:
     with st.container(horizontal=True, gap="small"):
         with st.container(width=130):
             adapter.use_button(entry, "blend")
-        download_adapter(entry)
+        adapter.download(entry, "blend.download")
         for what, label in (("merge", "Merge into a base"), ("export", "Export")):
             st.button(label, key=f"blend.then.{what}", on_click=then, args=(what, entry.id))
     st.markdown("**Energy kept, layer by layer**")
@@ -211,16 +215,6 @@ def then(what: str, adapter_id: str) -> None:
     state.put("blend.what", what)
 
 
-def download_adapter(entry: Entry) -> None:
-    name = f"{entry.name}.zip" if entry.path.is_dir() else entry.path.name
-    st.download_button("Download", partial(_bytes_of, entry.id), name, icon=":material/download:",
-                       key="blend.download", on_click="ignore")  # fmt: skip
-
-
-def _bytes_of(adapter_id: str) -> bytes:
-    return state.engine().library.download(adapter_id)[1]
-
-
 def merged(job: int, snapshot: Snapshot, hung: list[rack.Slot]) -> None:
     """The receipt."""
     facts = snapshot.result or {}
@@ -232,8 +226,9 @@ def merged(job: int, snapshot: Snapshot, hung: list[rack.Slot]) -> None:
         st.markdown("**The same question to the merged base and to the base with its adapters**")
         told = "off by {} at most ({} of its size, {} of what the adapters do); {} would be allowed"
         notices.table({str(what): told.format(*shares) for what, *shares in facts["answers"]})
-    if str(path) not in bases.recent(kind := kind_in(hung)):
-        bases.used(str(path), kind)
+    for base in (str(state.engine().store.job(job, state.desk()).spec["base"]), str(path)):
+        if base not in bases.recent(kind := kind_in(hung)):
+            bases.used(base, kind)
     st.markdown("It is among the bases now: choose it where a page asks for one.")
     download(path)
 
@@ -256,19 +251,9 @@ def exported(job: int, snapshot: Snapshot, hung: list[rack.Slot]) -> None:
 
 def download(path: Path) -> None:
     """A file as it is, a folder as .zip; made when it is asked for."""
-    name = f"{path.name}.zip" if path.is_dir() else path.name
-    st.download_button("Download", partial(packed, path), name, icon=":material/download:", type="primary",
+    made = partial(downloads.opened, path, state.engine().home / ".studio")
+    st.download_button("Download", made, downloads.name_of(path), icon=":material/download:", type="primary",
                        key="blend.get", on_click="ignore")  # fmt: skip
-
-
-def packed(path: Path) -> bytes:
-    if path.is_file():
-        return path.read_bytes()
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
-        for file in sorted(one for one in path.rglob("*") if one.is_file()):
-            archive.write(file, f"{path.name}/{file.relative_to(path).as_posix()}")
-    return made.getvalue()
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ Try it: `stylora app`
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import streamlit as st
 
 from studio.app import state
-from studio.app.parts import bases, canvas, history, notices, rack, settings, sheet
+from studio.app.parts import bases, canvas, history, notices, rack, seed, settings, sheet
 
 FIRST = "a blue boat at night"
 SAMPLE_STYLE = "ink"
@@ -34,25 +36,26 @@ def panel() -> None:
         asked = st.button("Generate", type="primary", icon=":material/brush:", key="generate.go",
                           shortcut="Ctrl+Enter")  # fmt: skip
         auto = st.toggle("Draw as I move sliders", **state.bind("generate.auto", False))
+    with notices.told():  # before the rest is made: the models can begin
+        if asked:
+            generate()
+        elif auto and state.noted("wish") not in (None, settings.wish()):
+            settings.draw(settings.recipe(), newest=True)
+        state.note("wish", settings.wish())
     bases.pick("generate.base")
-    rack.show(settings.RACK, add_word=settings.add_word)
+    rack.show(settings.RACK, prompt="generate.prompt")
     with st.expander("Seed, size, steps …", expanded=True, icon=":material/tune:"):
         settings.numbers()
     with st.expander("X/Y grid", icon=":material/grid_on:"):
         grid = sheet.show()
-    if asked:
-        generate()
-    elif grid:
-        sheet.draw()
-    elif auto and state.noted("wish") not in (None, settings.wish()):
-        settings.draw(settings.recipe(), slot="preview")
-    state.note("wish", settings.wish())
+    if grid:
+        settings.draw(replace(settings.recipe(), count=1, grid=sheet.axes()), grid=True)
 
 
 def generate() -> None:
     """A drawing of what is set; with an open lock the seed is a new one from the second picture on."""
     if not settings.draft("locked") and state.get("generate.drawn"):
-        settings.roll()
+        seed.roll("generate")
     state.put("generate.drawn", True)
     settings.draw(settings.recipe())
 
@@ -65,15 +68,15 @@ def begin() -> None:
         "`tiny-sd` comes with stylora: small pictures, in seconds, on any machine.",
     )
     with st.container(horizontal=True):
-        st.button(f"Draw “{FIRST}”", type="primary", icon=":material/brush:", key="begin.draw", on_click=first)
+        st.button(f"Draw “{FIRST}”", type="primary", icon=":material/brush:", key="begin.draw",
+                  on_click=notices.safely(first))  # fmt: skip
         if st.button(f"Teach it the sample style “{SAMPLE_STYLE}”", icon=":material/school:", key="begin.train"):
             state.go("train", style=SAMPLE_STYLE)
 
 
 def first() -> None:
     state.put("generate.prompt", FIRST)
-    with notices.told():
-        generate()
+    generate()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from studio.app import state
+from studio.app import config, state
 from studio.app.parts import adapter, gallery, notices
 from trainers.errors import StyloraError
 
@@ -77,11 +77,11 @@ def filtered() -> list[Entry]:
     with st.grid(4, min_column_width=150, gap="small"):
         query = st.text_input("Search", placeholder="name, trigger word, tag …", **state.bind("library.query", ""))
         state.put("library.tags", [tag for tag in state.get("library.tags", []) if tag in tags])
-        chosen = st.multiselect("Tags", tags, placeholder="any", **state.bind("library.tags", []))
+        chosen = st.multiselect("Tags", tags, placeholder="any", **state.bind("library.tags", [], shown="default"))
         family = st.selectbox("Family", families, format_func=lambda one: gallery.FAMILIES.get(one, one),
-                              **state.bind("library.family", ANY))  # fmt: skip
+                              **state.bind("library.family", ANY, families))  # fmt: skip
         names = [ANY, *sorted({entry.base_name for entry in everything if entry.base_name})]
-        base = st.selectbox("Base", names, **state.bind("library.base", ANY))
+        base = st.selectbox("Base", names, **state.bind("library.base", ANY, names))
     found = library.cards(query, tuple(chosen), "" if family == ANY else family, "" if base == ANY else base)
     return sorted(found, key=lambda entry: entry.error is not None)  # broken files last
 
@@ -104,10 +104,13 @@ def add() -> None:
     """By upload, or by a path below the allowed folders."""
     library = state.engine().library
     files = st.file_uploader("Adapter files, or PEFT folders as .zip", KINDS, accept_multiple_files=True,
-                             key=f"library.upload.{state.noted('uploads', 0)}")  # fmt: skip
+                             key=state.upload_key("library.upload"),
+                             max_upload_size=config.largest(state.options()))  # fmt: skip
     if files:
-        take(files)
-        state.note("uploads", state.noted("uploads", 0) + 1)  # a new key empties the uploader
+        try:
+            take(files)
+        finally:
+            state.forget_uploads("library.upload", files)
         st.rerun()
     with st.form("library.path", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
         path = st.text_input("Or a file or folder on this machine", placeholder="runs/ink", width="stretch")
@@ -137,12 +140,23 @@ def bin() -> None:
         for entry in removed:
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(notices.plain(entry.name), width="stretch")
-                st.button("Restore", key=f"bin.{entry.id}", on_click=restore, args=(entry.id,))
+                place = entry.path.relative_to(state.engine().library.home)  # what is removed twice lies there twice
+                st.button("Restore", key=f"bin.{place}", on_click=restore, args=(entry.id, entry.path))
+        with st.popover("Empty the bin", icon=":material/delete_forever:"):
+            these = "adapter" if len(removed) == 1 else f"{len(removed)} adapters"
+            st.markdown(f"Deletes the {these} above for good, for everyone.")
+            st.button("Delete for good", key="bin.empty", type="primary", on_click=empty)
 
 
-def restore(adapter_id: str) -> None:
-    with notices.told():
-        state.engine().library.restore(adapter_id)
+@notices.safely
+def restore(adapter_id: str, path: Path) -> None:
+    state.engine().library.restore(adapter_id, path)
+
+
+@notices.safely
+def empty() -> None:
+    gone = state.engine().library.empty_bin()
+    notices.toast(f"{gone} deleted")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def panel() -> str:
         st.text_area("Prompt", height=110, placeholder=f"{FIRST} …", help="The base goes on where it ends.", **bound)
         asked = st.button("Write", type="primary", icon=":material/ink_pen:", key="text.go", shortcut="Ctrl+Enter")
     bases.pick("text.base", KIND)
-    rack.show(writing.RACK, KIND, add_word=writing.add_word)
+    rack.show(writing.RACK, KIND, prompt="text.prompt")
     writing.between()
     if rack.slots(writing.RACK):
         st.toggle("Beside it, what the bare base writes", **state.bind("text.compare", True))
@@ -76,10 +76,10 @@ def begin() -> None:
             state.go("train", style="pirate")
 
 
+@notices.safely
 def first() -> None:
     state.put("text.prompt", FIRST)
-    with notices.told():
-        writing.write(FIRST)
+    writing.write(FIRST)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import streamlit as st
 
 from studio.app import state
 from studio.app.parts import bases, form, material, notices, runs
-from studio.desk import presets
+from studio.desk import grounds, presets
 from studio.desk.dataset_view import View, Wishes
 from studio.desk.presets import Kind
 
@@ -44,7 +44,7 @@ def prepare(folder: Path) -> None:
         place = st.container()
     with left:
         view = seen(kind, folder, base)
-        material.show(folder, view)
+        material.show(folder, view, runs.said_of(folder))
     with place:
         start(kind, folder, base, view, faults)
 
@@ -75,6 +75,7 @@ def seen(kind: Kind, folder: Path, base: str) -> View | None:
     values = settings(kind, folder)
     wished = {name: values[key] for name in WISHES if (key := f"dataset.{name}") in values}
     with notices.told():
+        grounds.check(base, state.engine().bases)
         return material.look(folder, base, Wishes(**wished), values.get("dataset.supervise", "auto"))
     return None
 
