@@ -93,7 +93,7 @@ def test_a_merge_shows_its_receipt_and_is_a_base_from_then_on(engine: Engine, hu
     assert "of what the adapters do" in said(at)
     made = engine.file(draft(at, "blend.job.merge")["job"], DESK)
     at.run()
-    assert str(made) in at.selectbox(key="w.blend.base.pictures").options
+    assert "both (merged here)" in at.selectbox(key="w.blend.base.pictures").options
     with downloads.opened(made, engine.home) as stream, zipfile.ZipFile(stream) as archive:
         assert "both/model_index.json" in archive.namelist()
     assert not [box for box in at.checkbox if "Replace" in box.label]  # two of one name lie beside each other

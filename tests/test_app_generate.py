@@ -274,3 +274,20 @@ def test_numbers_beyond_the_sliders_are_shown_as_they_are(engine: Engine) -> Non
     values = {slider.key: slider.value for slider in at.slider}
     assert (values["w.generate.steps"], values["w.generate.guidance"]) == (150, 30.0)
     assert [value for key, value in values.items() if key.endswith(".weight")] == [3.0]
+
+
+def test_a_mistake_keeps_the_seed(engine: Engine) -> None:
+    at = visit(engine, "generate", generate__drawn=True, generate__seed=11, generate__size="12xfoo")
+    at.button(key="generate.go").click().run()
+    assert "12xfoo" in said(at)
+    assert draft(at, "generate.seed") == 11
+
+
+def test_the_thumbnail_that_is_offered_is_of_an_adapter_of_the_picture(engine: Engine) -> None:
+    for card in engine.library.cards():
+        rack = [{"id": card.id, "weight": 1.0}]
+        at = visit(engine, "generate", generate__rack=rack, generate__size="16x16", **QUICK)
+        at.button(key="generate.go").click().run()
+        at = finished(at, engine, *jobs(engine))
+        (offered,) = (box for box in at.selectbox if box.key and box.key.startswith("one.entry"))
+        assert offered.value == card.id

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from studio.desk.places import LONGEST, inside, path_of, safe_name, within, written
+from studio.desk.places import LONGEST, inside, path_of, safe_name, typed_name, within, written
 from trainers.errors import ConfigError, DatasetError, RunError
 
 
@@ -37,6 +37,11 @@ def test_what_somebody_means_by_a_path(tmp_path: Path) -> None:
             path_of(odd, tmp_path)
         assert refusal.value.faults
         assert len(refusal.value.what) < 100
+
+
+def test_a_typed_name_is_no_folder() -> None:
+    assert typed_name(" B/W ink ") == "B-W ink"
+    assert typed_name(" a\\b//c") == "a-b-c"
 
 
 @pytest.mark.parametrize(

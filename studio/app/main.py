@@ -21,7 +21,7 @@ PAGES = {
 
 def main() -> None:
     """One run of the frame and of the page that is open."""
-    st.set_page_config("Stylora", page_icon=look.ICON, layout="wide", initial_sidebar_state="collapsed")
+    st.set_page_config("Stylora", page_icon=look.icon(), layout="wide", initial_sidebar_state="collapsed")
     look.dress()
     pages = [
         st.Page(state.PAGES[name], title=title, icon=icon, url_path=name, default=name == "generate")

@@ -32,11 +32,11 @@ DESK = "desk"
 WARM_AFTER = 2.0  # seconds, so that the first page comes first
 TOKEN = re.compile(r"[A-Za-z0-9_-]{16,64}")
 PAGES = {name: f"views/{name}.py" for name in ("generate", "library", "train", "blend", "text")}
-REMEMBER = """<script>
+REMEMBER = """<script>{
 const here = new URL(window.location.href), kept = localStorage.getItem("stylora-desk");
 if (%s && kept && kept !== "%s") { here.searchParams.set("desk", kept); window.location.replace(here); }
 else { localStorage.setItem("stylora-desk", "%s"); }
-</script>"""  # a browser that comes back by the bare address finds its desk again
+}</script>"""  # a browser that comes back by the bare address finds its desk again
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------

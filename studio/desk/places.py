@@ -60,6 +60,11 @@ def safe_name(name: str) -> str:
     return kept.encode(errors="ignore")[:LONGEST].decode(errors="ignore").rstrip(" .-")
 
 
+def typed_name(text: str) -> str:
+    """What a person typed as a name: "B/W ink" is no folder but "B-W ink"."""
+    return re.sub(r"[/\\]+", "-", text.strip())
+
+
 @contextlib.contextmanager
 def written(what: str, kind: type[StyloraError]) -> Iterator[None]:
     """Within, files are written: a full disk, or a folder without the rights, is told as an error of this kind."""

@@ -66,8 +66,8 @@ def test_a_moved_slider_gives_another_picture_and_moved_back_the_same(visit: Vis
         expect(page.locator('[class*="st-key-card_generate_rack_"]').filter(has_text=name)).to_have_count(1)
     type_into(page, "w.generate.prompt", "a blue boat by the sea")
     if SCREENSHOTS:
-        for word in page.locator('[class*="-word"] button').all():
-            word.click()
+        for _ in names:
+            page.locator('[class*="-word"] button:enabled >> visible=true').first.click()
             settle(page)
     keyed(page, "w.generate.auto").locator("label").first.click()
     settle(page)
@@ -140,6 +140,10 @@ def test_a_job_outlives_a_reload_and_its_pictures_a_killed_server(visit: Visit, 
     address = page.url
     studio.kill()
     studio.start()
+    for link in ("Text", "Generate"):  # the tab that stayed open finds its desk again
+        page.get_by_role("link", name=link).click()
+        page.wait_for_timeout(1500)
+    expect(tiles).to_have_count(16)
     page.goto(address)
     expect(tiles).to_have_count(16)
     assert all(tile.evaluate("i => i.naturalWidth") == 64 for tile in tiles.locator("img").all())

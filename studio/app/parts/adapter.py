@@ -14,6 +14,7 @@ import streamlit as st
 from studio.app import state
 from studio.app.parts import bases, gallery, notices, progress, rack
 from studio.desk import downloads
+from studio.desk.places import typed_name
 
 if TYPE_CHECKING:
     from studio.desk.library import Entry
@@ -98,8 +99,9 @@ def keep(entry: Entry) -> None:
         if st.form_submit_button("Save", width="stretch"):
             with notices.told():
                 library.set_tags(entry.id, [tag.strip() for tag in tags.split(",") if tag.strip()])
-                if name.strip() != entry.name:
-                    library.rename(entry.id, name.strip())
+                if (wanted := typed_name(name)) not in ("", entry.name):
+                    new = library.rename(entry.id, wanted)
+                    notices.toast(f"It is called {new.name} now")
                 st.rerun()
     st.button("Remove to the bin", icon=":material/delete:", key="one.remove", type="tertiary",
               on_click=remove, args=(entry,))  # fmt: skip

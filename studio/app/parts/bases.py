@@ -5,6 +5,8 @@ Try it: `stylora app`
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 from studio.app import state
@@ -28,9 +30,15 @@ def pick(name: str, kind: str = "pictures", label: str = "Base") -> str:
     """A picker of a base, kept in the draft `name`; gives what is chosen."""
     embedded = PICTURES if kind == "pictures" else TEXTS
     found = dict.fromkeys([*embedded, usual(kind), *recent(kind), str(state.get(name, usual(kind)))])
-    chosen = st.selectbox(label, list(found), accept_new_options=True, help=HELP[kind],
+    chosen = st.selectbox(label, list(found), accept_new_options=True, help=HELP[kind], format_func=called,
                           **state.bind(name, usual(kind), found))  # fmt: skip
     return str(chosen or usual(kind)).strip()
+
+
+def called(base: str) -> str:
+    """A base in the list: one that was merged here by its name."""
+    path = Path(base)
+    return f"{path.name} (merged here)" if state.engine().home / ".studio" in path.parents else base
 
 
 def recent(kind: str = "pictures") -> list[str]:

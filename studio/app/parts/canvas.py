@@ -204,9 +204,11 @@ def take(picture: PictureRow) -> None:
 
 def more(picture: PictureRow) -> None:
     """Keep it as an adapter's thumbnail, or delete it."""
-    entries = {entry.id: entry for entry in state.engine().library.cards()}
+    cards = sorted(state.engine().library.cards(), key=lambda entry: f"/{entry.path.name}" not in picture.recipe)
+    entries = {entry.id: entry for entry in cards}  # those it was drawn with come first
     if entries:
-        chosen = st.selectbox("Thumbnail of", list(entries), key="one.entry", format_func=lambda one: entries[one].name)
+        chosen = st.selectbox("Thumbnail of", list(entries), key=f"one.entry.{picture.id}",
+                              format_func=lambda one: entries[one].name)  # fmt: skip
         st.button("Keep as its thumbnail", key="one.thumbnail", on_click=keep, args=(picture, chosen))
     st.button("Delete this picture", icon=":material/delete:", key="one.delete", on_click=delete, args=(picture,))
 

@@ -6,8 +6,10 @@ Try it: `stylora app`
 from __future__ import annotations
 
 import streamlit as st
+from PIL import Image, ImageDraw
 
-ICON = ":material/palette:"
+from studio.app import config
+
 CSS = """<style>
 .block-container {padding: 4.25rem 2rem 3rem; max-width: 1560px}
 [data-testid="stImage"] img {border-radius: 8px}
@@ -36,6 +38,15 @@ CSS = """<style>
 @media (min-width: 900px) {.st-key-stage {position: sticky; top: 4.25rem}}
 @media (max-width: 640px) {.block-container {padding: 4rem .8rem 3rem}}
 </style>"""
+
+
+def icon() -> Image.Image:
+    """The sign in the browser's tab, 64 x 64, drawn here: one by name would be fetched from the net."""
+    image = Image.new("RGBA", (64, 64))
+    pen = ImageDraw.Draw(image)
+    for x, y, colour in zip((4, 22, 13), (6, 6, 22), config.LIGHT["chartCategoricalColors"], strict=False):
+        pen.ellipse((x, y, x + 36, y + 36), f"{colour}d8")
+    return image
 
 
 def dress() -> None:

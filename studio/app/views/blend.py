@@ -14,6 +14,7 @@ import streamlit as st
 from studio.app import state
 from studio.app.parts import adapter, bases, beside, cutting, gallery, notices, progress, rack
 from studio.desk import downloads
+from studio.desk.places import typed_name
 from trainers.errors import StyloraError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def blending(kind: str) -> None:
         from studio.desk.jobs import Blend
 
         values = cutting.chosen() | {"dtype": dtype, "overwrite": replace, "base": base}
-        ask("blend", Blend(rack.uses(RACK), name.strip() or usual_name(), **values))
+        ask("blend", Blend(rack.uses(RACK), typed_name(name) or usual_name(), **values))
 
 
 def usual_name() -> str:
@@ -126,7 +127,7 @@ def merging(kind: str) -> None:
                  disabled=not rack.sounding(RACK)):  # fmt: skip
         from studio.desk.jobs import Merge
 
-        ask("merge", Merge(rack.uses(RACK), name.strip() or f"{Path(base).stem} with {usual_name()}", base))
+        ask("merge", Merge(rack.uses(RACK), typed_name(name) or f"{Path(base).stem} with {usual_name()}", base))
 
 
 def needed_base(kind: str, anyway: bool = False) -> str | None:

@@ -11,6 +11,7 @@ import streamlit as st
 
 from studio.app import state
 from studio.app.parts import bases, canvas, history, notices, rack, seed, settings, sheet
+from trainers.errors import StyloraError
 
 FIRST = "a blue boat at night"
 SAMPLE_STYLE = "ink"
@@ -44,20 +45,28 @@ def panel() -> None:
         state.note("wish", settings.wish())
     bases.pick("generate.base")
     rack.show(settings.RACK, prompt="generate.prompt")
-    with st.expander("Seed, size, steps …", expanded=True, icon=":material/tune:"):
+    with st.expander("Seed, size, steps …", expanded=True, icon=":material/tune:", key="generate.numbers"):
         settings.numbers()
-    with st.expander("X/Y grid", icon=":material/grid_on:"):
+    with st.expander("X/Y grid", icon=":material/grid_on:", key="generate.grid"):
         grid = sheet.show()
     if grid:
         settings.draw(replace(settings.recipe(), count=1, grid=sheet.axes()), grid=True)
 
 
 def generate() -> None:
-    """A drawing of what is set; with an open lock the seed is a new one from the second picture on."""
+    """A drawing of what is set; with an open lock the seed is a new one from the second picture on.
+
+    Raises StyloraError: what is set can't be drawn; the seed stays.
+    """
+    before = settings.draft("seed")
     if not settings.draft("locked") and state.get("generate.drawn"):
         seed.roll("generate")
+    try:
+        settings.draw(settings.recipe())
+    except StyloraError:
+        state.put("generate.seed", before)
+        raise
     state.put("generate.drawn", True)
-    settings.draw(settings.recipe())
 
 
 def begin() -> None:

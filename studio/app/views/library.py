@@ -59,7 +59,7 @@ def shelf(any_there: bool) -> None:
                 card(entry)
         if len(found) > shown():
             st.button("Show more", key="library.more", on_click=state.note, args=("library.shown", shown() + PAGE))
-        with st.expander("Add adapters", icon=":material/add:"):
+        with st.expander("Add adapters", icon=":material/add:", key="library.add"):
             add()
     bin()
 
@@ -150,7 +150,10 @@ def bin() -> None:
 
 @notices.safely
 def restore(adapter_id: str, path: Path) -> None:
-    state.engine().library.restore(adapter_id, path)
+    back = state.engine().library.restore(adapter_id, path)
+    name = path.stem
+    same = f"; it holds the same numbers as {back.name}, and shares its card" if back.name != name else ""
+    notices.toast(f"{name} is in the library again{same}")
 
 
 @notices.safely

@@ -14,6 +14,7 @@ from studio.app import state
 from studio.app.parts import bases, form, material, notices, runs
 from studio.desk import grounds, presets
 from studio.desk.dataset_view import View, Wishes
+from studio.desk.places import typed_name
 from studio.desk.presets import Kind
 
 WISHES = ("trigger", "instance_prompt", "require_captions", "repeats", "resolution")  # settings that change the view
@@ -97,7 +98,7 @@ def start(kind: Kind, folder: Path, base: str, view: View | None, faults: dict[s
 
 def begin(kind: Kind, folder: Path, base: str) -> None:
     """Put it into the queue. Raises ConfigError."""
-    title = str(state.get(name_of(folder), folder.name)).strip() or folder.name
+    title = typed_name(str(state.get(name_of(folder), folder.name))) or folder.name
     config = presets.config(kind, settings(kind, folder)) | {"data": str(folder), "base": base}
     runs.open(state.engine().training.start(state.desk(), config, title))
     bases.used(base, kind)
