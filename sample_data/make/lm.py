@@ -106,6 +106,19 @@ def optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer
     ]
 
 
+def descend(
+    model: LlamaForCausalLM, both: list[torch.optim.Optimizer], lr: float, share: float, loss: torch.Tensor
+) -> None:
+    """One step of the `optimizers`, at this share of their learning rates."""
+    for optimizer, own in zip(both, (lr, lr * 0.4), strict=True):
+        optimizer.param_groups[0]["lr"] = own * share
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in both:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, curve: list[tuple[int, float]]) -> None:
     """Write the folder: fp16 weights, tokenizer, generation settings, loss curve."""
     half = LlamaForCausalLM(model.config).half()
@@ -162,14 +175,8 @@ def main() -> None:
     while step < args.steps:
         begun = time.process_time()
         falling = step >= args.steps * (1 - FALL)
-        for optimizer, lr in zip(both, (args.lr, args.lr * 0.4), strict=True):
-            optimizer.param_groups[0]["lr"] = lr * rate(step, args.steps)
         loss = batch_loss(model, batch(rows, step, CONTEXT if falling else CONTEXT // 2))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in both:
-            optimizer.step()
-            optimizer.zero_grad()
+        descend(model, both, args.lr, rate(step, args.steps), loss)
         step += 1
         spent += time.process_time() - begun
         losses.append(float(loss.detach()))

@@ -90,14 +90,8 @@ def main() -> None:
     step, spent, losses = state["step"] - before, state["spent"], []
     while step < args.steps:
         begun = time.process_time()
-        for optimizer, lr in zip(both, (args.lr, args.lr * 0.4), strict=True):
-            optimizer.param_groups[0]["lr"] = lr * rate(step, args.steps)
         loss = lm.batch_loss(model, lm.batch(rows, step, lm.CONTEXT))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in both:
-            optimizer.step()
-            optimizer.zero_grad()
+        lm.descend(model, both, args.lr, rate(step, args.steps), loss)
         step += 1
         spent += time.process_time() - begun
         losses.append(float(loss.detach()))

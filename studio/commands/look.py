@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from studio.look.document import plain
 from trainers.cli import app
 from trainers.console import escape, say, show_notes, table
 from trainers.errors import AdapterError, StyloraError
@@ -207,12 +208,4 @@ def write(out: Path, sheet: Image.Image, quietly: bool) -> None:
 
 def tell(document: Any) -> None:
     """JSON on stdout; numbers that JSON doesn't know (NaN, infinity) are null."""
-    typer.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    typer.echo(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False))

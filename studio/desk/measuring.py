@@ -5,7 +5,6 @@ Try it: python -c "from studio.desk.measuring import *; print(list(MEASURES))"
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from studio.desk import grounds, making
 from studio.desk.rows import Json
 from studio.desk.work import Work
+from studio.look.document import plain
 from trainers.errors import AdapterError, BaseError
 
 if TYPE_CHECKING:
@@ -167,12 +167,3 @@ def _on_base(work: Work, job: Measure, adapters: Mapping[str, Adapter]) -> tuple
     held.rack.close()  # else its hooks would run along
     opened: Base = (Texts if text else Pictures)(held.family)
     return measure.on_base(job.base, adapters, opened=opened)
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it: numbers that it doesn't know (NaN, infinity) are null."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
